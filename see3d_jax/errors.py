@@ -1,0 +1,58 @@
+"""How this project fails in front of a user: one clear line, never a traceback.
+
+Anything the *user* got wrong (a missing path, a broken file, an unknown config key) is raised as
+`InputError` at the boundary where it is first seen; every command line runs through `run_command`,
+which turns it into one line on stderr and a non-zero exit code. Everything else stays a traceback,
+because it is our bug and the traceback is what we need to fix it.
+
+Exit codes: 0 success, 1 the work failed (disk full, nothing usable in the input), 2 bad input or
+usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: names the file or field, and what to do about it."""
+
+
+class WorkError(RuntimeError):
+    """Input was well-formed but the work could not be finished (e.g. every file was rejected)."""
+
+
+def run_command(command: Callable[[], object]) -> NoReturn:
+    """Runs a command body and exits the process with the documented code.
+
+    `command` may return an int exit code; None means success. click usage errors are printed in
+    one line as well, so that `run_command(lambda: app(standalone_mode=False))` is all a CLI needs.
+    """
+    import click
+
+    try:
+        code = command()
+        sys.exit(code if isinstance(code, int) else 0)
+    except InputError as error:
+        _fail(str(error), 2)
+    except WorkError as error:
+        _fail(str(error), 1)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail(f"{error.format_message()} (see --help)", error.exit_code or 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            where = f": {error.filename}" if error.filename else ""
+            _fail(f"cannot write{where}: {error.strerror}", 1)
+        raise
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,149 @@
+"""Pictures and video files: RGB arrays in, files out, and back. Images are [H, W, 3], RGB.
+
+Float images are in [0, 1]; uint8 images in [0, 255]. Every write is atomic.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from see3d_jax.errors import InputError
+from see3d_jax.files import atomic_path
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Float [0, 1] → uint8 with rounding; uint8 passes through."""
+    image = np.asarray(image)
+    if image.dtype == np.uint8:
+        return image
+    return np.round(np.clip(np.nan_to_num(image), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
+    """File → uint8 RGB [H, W, 3], turned upright by its EXIF orientation.
+
+    `size` = (width, height) resizes with an antialiased filter. Raises InputError naming the file.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+    if size is not None and image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 92) -> None:
+    """Writes [H, W, 3] or [H, W] (float or uint8) in the format of the suffix."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(to_uint8(image)).save(temporary, quality=quality)
+
+
+def write_mp4(
+    path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float, crf: int = 18
+) -> None:
+    """Writes an H.264 mp4 (yuv420p, plays in browsers) from frames of one size.
+
+    Odd sizes are padded by repeating the last row or column. The same frames give the same bytes.
+    """
+    import imageio_ffmpeg
+
+    iterator = iter(frames)
+    try:
+        first = _even(to_uint8(next(iterator)))
+    except StopIteration:
+        raise ValueError(f"{path}: no frames to write") from None
+    height, width = first.shape[:2]
+    with atomic_path(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary),
+            (width, height),
+            fps=fps,
+            codec="libx264",
+            pix_fmt_out="yuv420p",
+            macro_block_size=1,
+            quality=None,
+            output_params=["-crf", str(crf), "-threads", "1", "-fflags", "+bitexact",
+                           "-movflags", "+faststart"],
+        )  # fmt: skip
+        writer.send(None)
+        try:
+            writer.send(np.ascontiguousarray(first))
+            for frame in iterator:
+                writer.send(np.ascontiguousarray(_even(to_uint8(frame))))
+        finally:
+            writer.close()
+
+
+def _even(image: np.ndarray) -> np.ndarray:
+    pad = [(0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)]
+    return np.pad(image, pad, mode="edge")
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    cell_height: int | None = None,
+    gap: int = 4,
+) -> np.ndarray:
+    """Rows of images → one labelled uint8 picture. Rows may have different lengths.
+
+    Every cell takes the size of the first image, or `cell_height` with that image's aspect;
+    enlarged cells use nearest neighbour, so that small model outputs are shown as they are.
+    """
+    height, width = np.asarray(rows[0][0]).shape[:2]
+    if cell_height is not None:
+        height, width = cell_height, max(1, round(width * cell_height / height))
+    font = ImageFont.load_default(size=13)
+    left = max((int(font.getlength(text)) + 12 for text in row_labels), default=0)
+    top = 22 if column_labels else 0
+    columns = max(len(row) for row in rows)
+    sheet = Image.new(
+        "RGB",
+        (left + columns * (width + gap) + gap, top + len(rows) * (height + gap) + gap),
+        (24, 24, 27),
+    )
+    draw = ImageDraw.Draw(sheet)
+    for c, text in enumerate(column_labels):
+        draw.text((left + gap + c * (width + gap), 4), text, (235, 235, 235), font)
+    for r, row in enumerate(rows):
+        y = top + gap + r * (height + gap)
+        if r < len(row_labels):
+            draw.text((6, y + height // 2 - 8), row_labels[r], (235, 235, 235), font)
+        for c, cell in enumerate(row):
+            cell_image = Image.fromarray(to_uint8(cell)).convert("RGB")
+            if cell_image.size != (width, height):
+                grow = height > cell_image.height
+                cell_image = cell_image.resize(
+                    (width, height), Image.Resampling.NEAREST if grow else Image.Resampling.LANCZOS
+                )
+            sheet.paste(cell_image, (left + gap + c * (width + gap), y))
+    return np.asarray(sheet)
+
+
+def data_uri(image: np.ndarray | str | os.PathLike[str], quality: int = 85) -> str:
+    """An image array (as JPEG) or a media file → data URI for self-contained HTML."""
+    if isinstance(image, np.ndarray):
+        buffer = io.BytesIO()
+        Image.fromarray(to_uint8(image)).convert("RGB").save(buffer, "JPEG", quality=quality)
+        data, kind = buffer.getvalue(), "image/jpeg"
+    else:
+        path = Path(image)
+        data = path.read_bytes()
+        kind = {".mp4": "video/mp4", ".png": "image/png", ".svg": "image/svg+xml"}.get(
+            path.suffix.lower(), "image/jpeg"
+        )
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
