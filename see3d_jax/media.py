@@ -45,6 +45,19 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     return np.asarray(image)
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) that `read_image` will give, from the file's header alone."""
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+    return (height, width) if turned else (width, height)
+
+
 def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 92) -> None:
     """Writes [H, W, 3] or [H, W] (float or uint8) in the format of the suffix."""
     with atomic_path(path) as temporary:
