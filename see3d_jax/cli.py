@@ -1,0 +1,177 @@
+"""The `see3d` command: from photos to new views, from views to a Gaussian scene, and how to look.
+
+Every command is a thin shell around one function of `see3d_jax.pipelines` or `see3d_jax.viewer`;
+what a command can do, Python can do too. Heavy imports stay inside the commands so that `--help`
+answers at once. Exit codes and one-line errors: see `see3d_jax.errors`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from see3d_jax.errors import run_command
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  see3d generate --input photo.jpg --depth depth.png --trajectory orbit \\
+      --checkpoint workdir --output out/views
+  see3d reconstruct --input out/views --output out/scene
+  see3d view out/scene
+
+\b
+Curation and training are modules of their own:
+  python -m data_prep.curate --help
+  python -m see3d_jax.main --help
+""",
+)
+@click.version_option(package_name="see3d_jax", prog_name="see3d")
+def app() -> None:
+    """3D creation from pose-free videos: new views of a photo, and a scene of 3D Gaussians."""
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  # one photo with its depth map: eight views on an orbit
+  see3d generate --input photo.jpg --depth depth.npy --trajectory orbit \\
+      --checkpoint workdir --output out/views
+  # a posed scene with depth: two frames are given, all others are generated and scored
+  see3d generate --input scene --reference 0 --reference 12 \\
+      --trajectory scene/transforms.json --checkpoint workdir --output out/views
+  # then: a Gaussian scene of the result
+  see3d reconstruct --input out/views --output out/scene
+""",
+)
+@click.option(
+    "--input", "source", type=_PATH, required=True, metavar="PHOTO_OR_FOLDER",
+    help="One photo (give --depth), or a folder with transforms.json and depth.",
+)  # fmt: skip
+@click.option(
+    "--depth", type=_PATH, metavar="FILE",
+    help="Planar depth of the (first) reference: .npy, .npz, 16-bit .png, .exr or .tiff; any "
+    "positive unit; a folder's own depth is used where it has one.",
+)  # fmt: skip
+@click.option(
+    "--trajectory", required=True, metavar="orbit|spiral|forward|FILE",
+    help="Camera path around the reference, or a file of cameras (nerfstudio transforms.json).",
+)  # fmt: skip
+@click.option(
+    "--checkpoint", type=_PATH, required=True, metavar="DIR",
+    help="Workdir of a training run.",
+)  # fmt: skip
+@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
+@click.option(
+    "--views", type=int, default=None, metavar="N",
+    help="How many views [default: 8; all cameras of a FILE].",
+)  # fmt: skip
+@click.option(
+    "--reference", "references", multiple=True, metavar="INDEX_OR_NAME",
+    help="Frame(s) of a folder to start from; repeat for several [default: the first].",
+)  # fmt: skip
+@click.option(
+    "--fov", type=float, default=None, metavar="DEGREES",
+    help="Horizontal field of view of a photo whose camera is unknown [default: 55].",
+)  # fmt: skip
+@click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
+@click.option("--guidance", type=float, default=2.0, show_default=True,
+              help="Guidance g in (1 + g)·cond − g·uncond.")  # fmt: skip
+@click.option(
+    "--size", type=int, default=None, metavar="PIXELS",
+    help="Side of the square of equal area to work at [default: the model's].",
+)  # fmt: skip
+@click.option(
+    "--composite/--no-composite", default=False, show_default=True,
+    help="Put the known pixels of the warp back into views/ (both are always written).",
+)  # fmt: skip
+@click.option(
+    "--truth", type=_PATH, default=None, metavar="FOLDER",
+    help="Posed folder holding the true images of the trajectory, to score against "
+    "[default: --input, when the trajectory is its transforms.json].",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+def generate(output: Path, **options: object) -> None:
+    """Generates new views of a photo along a camera path.
+
+    The reference is warped to every camera through its depth; the model fills what the warp
+    leaves open. OUTPUT holds views/, warps/, masks/ (white = known), inpainted/ (the warp filled
+    by OpenCV, for comparison), transforms.json, contact_sheet.png, video.mp4, run.json, and
+    metrics.json when the truth is known.
+    """
+    from see3d_jax.pipelines.export import check_output_folder, write_generated
+    from see3d_jax.pipelines.generate import generate as run
+
+    check_output_folder(output)
+    result = run(**options)
+    written = write_generated(result, output)
+    if result.metrics is not None:
+        click.echo("PSNR against the truth (dB):  all   known   hole")
+        for name, scores in result.metrics["methods"].items():
+            cells = [scores[region]["psnr"] for region in ("all", "known", "hole")]
+            text = "  ".join("    –" if cell is None else f"{cell:5.2f}" for cell in cells)
+            click.echo(f"  {name.replace('_', ' '):26s}  {text}")
+    click.echo(f"wrote {written}: {len(result.views)} views; look at it with `see3d view {output}`")
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  see3d reconstruct --input scene --output out/scene
+  see3d reconstruct --input out/views --output out/scene --steps 400 --gaussians 8000
+""",
+)
+@click.option(
+    "--input", "source", type=_PATH, required=True, metavar="DIR",
+    help="Posed views: nerfstudio transforms.json or a COLMAP folder.",
+)  # fmt: skip
+@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
+@click.option("--steps", type=int, default=None, help="Optimisation steps.")
+@click.option("--gaussians", type=int, default=None, help="Number of Gaussians.")
+@click.option("--max-size", type=int, default=None, metavar="PIXELS", help="Longest image side.")
+@click.option("--sh-degree", type=int, default=None, help="Spherical harmonics degree, 0 to 3.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def reconstruct(source: Path, output: Path, seed: int, **options: int | None) -> None:
+    """Fits a scene of 3D Gaussians to posed views and scores it on held-out ones.
+
+    OUTPUT holds point_cloud.ply (opens in any 3DGS viewer), orbit.mp4 and metrics.json.
+    """
+    from see3d_jax.pipelines.reconstruct import reconstruct as run
+
+    names = {"gaussians": "num_gaussians"}
+    given = {names.get(k, k): v for k, v in options.items() if v is not None}
+    metrics = run(source, output, seed=seed, **given)
+    click.echo(
+        f"wrote {output}: held-out PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}; "
+        f"look at it with `see3d view {output}`"
+    )
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  see3d view out/scene
+  see3d view out/scene/point_cloud.ply
+  see3d view workdir
+""",
+)
+@click.argument("path", type=_PATH)
+def view(path: Path) -> None:
+    """Says what PATH is and how to open it."""
+    from see3d_jax.viewer import describe
+
+    click.echo(describe(path))
+
+
+def main() -> None:
+    """Entry point of the `see3d` console script."""
+    run_command(lambda: app(prog_name="see3d", standalone_mode=False))
+
+
+if __name__ == "__main__":
+    main()
