@@ -1,0 +1,125 @@
+"""Networks as pure functions over plain parameter trees.
+
+A parameter tree is a nested dict with string keys and float32 leaves; joined with dots its keys are
+the names PyTorch uses (`input_blocks.1.0.in_layers.2.weight`). Modules are split once per
+configuration into a static graph and parameters; everything outside this package sees only
+`init_*`, `abstract_*` and `apply_*`. `*_params_from_torch` turn a flat dict of PyTorch tensors (as
+NumPy arrays) into such a tree: every key is consumed exactly once, every shape is checked, and
+leftovers or gaps are an error that lists them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from see3d_jax.errors import InputError
+from see3d_jax.models.unet import MultiViewUNet, UNetConfig
+
+Params = dict[str, Any]
+
+
+def init_unet(config: UNetConfig, seed: int | jax.Array) -> Params:
+    """Fresh float32 parameters for training from scratch; the same seed gives the same bits."""
+    return _pure(MultiViewUNet(config, nnx.Rngs(seed)))
+
+
+def abstract_unet(config: UNetConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct` leaves; allocates nothing."""
+    return jax.eval_shape(functools.partial(init_unet, config, 0))
+
+
+def apply_unet(
+    config: UNetConfig,
+    params: Params,
+    x: jax.Array,
+    t: jax.Array,
+    context: jax.Array,
+    camera: jax.Array | None = None,
+) -> jax.Array:
+    """Runs the UNet.
+
+    Args:
+      config: architecture the parameters were made for.
+      params: parameter tree.
+      x: [B, V, h, w, in_channels].
+      t: [B, V] timesteps.
+      context: [B, V, L, context_dim].
+      camera: [B, V, camera_dim] if the config has one.
+
+    Returns:
+      [B, V, h, w, out_channels] float32.
+
+    Raises:
+      ValueError: an input has the wrong shape (the message names it).
+    """
+    return nnx.merge(_unet_graph(config), params)(x, t, context, camera)
+
+
+def unet_params_from_torch(tensors: Mapping[str, np.ndarray], config: UNetConfig) -> Params:
+    """Parameters of the UNet from PyTorch tensors under their LDM / See3D names."""
+    return _from_torch(tensors, abstract_unet(config), "UNet")
+
+
+def parameter_count(tree: Any) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _pure(module: nnx.Module) -> Params:
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def _graph(build: Callable[[], nnx.Module]) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(build))[0]
+
+
+@functools.lru_cache(maxsize=32)
+def _unet_graph(config: UNetConfig) -> nnx.GraphDef:
+    return _graph(lambda: MultiViewUNet(config, nnx.Rngs(0)))
+
+
+def _from_torch(tensors: Mapping[str, np.ndarray], abstract: Params, what: str) -> Params:
+    """Fills the abstract tree, transposing layouts; raises InputError listing what does not fit."""
+    wanted = {".".join(key.key for key in path): leaf for path, leaf in _leaves(abstract)}
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        raise InputError(
+            f"{what} weights do not fit the configuration: "
+            f"{len(missing)} missing {_some(missing)}, {len(extra)} left over {_some(extra)}"
+        )
+    converted, wrong = {}, []
+    for name, leaf in wanted.items():
+        value = _from_torch_layout(np.asarray(tensors[name]))
+        if value.shape != leaf.shape:
+            wrong.append(f"{name} {value.shape} instead of {leaf.shape}")
+        converted[name] = value
+    if wrong:
+        raise InputError(f"{what} weights have {len(wrong)} wrong shapes {_some(wrong)}")
+    return jax.tree.map_with_path(
+        lambda path, leaf: jnp.asarray(converted[".".join(key.key for key in path)], leaf.dtype),
+        abstract,
+    )
+
+
+def _from_torch_layout(value: np.ndarray) -> np.ndarray:
+    """Linear [out, in] → [in, out]; convolution [out, in, kh, kw] → [kh, kw, in, out]."""
+    if value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    return value.T
+
+
+def _leaves(tree: Params) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    shown = ", ".join(names[:limit])
+    return f"[{shown}{', …' if len(names) > limit else ''}]"
