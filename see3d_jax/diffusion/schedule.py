@@ -111,12 +111,12 @@ def make_schedule(
 
 
 def _linspace(start: float, stop: float, count: int) -> np.ndarray:
-    """float32 linspace that walks in from both ends, as PyTorch's does."""
-    step = np.float32((np.float32(stop) - np.float32(start)) / np.float32(count - 1))
-    up = np.arange(count, dtype=np.float32)
-    forward = np.float32(start) + step * up
-    backward = np.float32(stop) - step * up[::-1]
-    return np.where(up < count // 2, forward, backward)
+    """float32 linspace as PyTorch's: walks in from both ends, rounding once per value."""
+    start, stop = np.float32(start), np.float32(stop)
+    step = np.float64((stop - start) / np.float32(count - 1))
+    index = np.arange(count)
+    forward, backward = start + step * index, stop - step * index[::-1]
+    return np.where(index < count // 2, forward, backward).astype(np.float32)
 
 
 def _cumprod(values: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from flax import nnx
 
 from see3d_jax.errors import InputError
 from see3d_jax.models.unet import MultiViewUNet, UNetConfig
+from see3d_jax.models.vae import AutoencoderKL, VaeConfig
 
 Params = dict[str, Any]
 
@@ -68,6 +69,31 @@ def unet_params_from_torch(tensors: Mapping[str, np.ndarray], config: UNetConfig
     return _from_torch(tensors, abstract_unet(config), "UNet")
 
 
+def init_vae(config: VaeConfig, seed: int | jax.Array) -> Params:
+    """Fresh float32 parameters of the autoencoder; the same seed gives the same bits."""
+    return _pure(AutoencoderKL(config, nnx.Rngs(seed)))
+
+
+def abstract_vae(config: VaeConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct` leaves; allocates nothing."""
+    return jax.eval_shape(functools.partial(init_vae, config, 0))
+
+
+def encode_vae(config: VaeConfig, params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[N, H, W, 3] in [−1, 1] → posterior mean and log-variance, [N, h, w, c], unscaled."""
+    return nnx.merge(_vae_graph(config), params).encode(images)
+
+
+def decode_vae(config: VaeConfig, params: Params, z: jax.Array) -> jax.Array:
+    """[N, h, w, c] unscaled latents → [N, H, W, 3], about [−1, 1]."""
+    return nnx.merge(_vae_graph(config), params).decode(z)
+
+
+def vae_params_from_torch(tensors: Mapping[str, np.ndarray], config: VaeConfig) -> Params:
+    """Parameters of the autoencoder from PyTorch tensors under their diffusers names."""
+    return _from_torch(tensors, abstract_vae(config), "VAE")
+
+
 def parameter_count(tree: Any) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -84,6 +110,11 @@ def _graph(build: Callable[[], nnx.Module]) -> nnx.GraphDef:
 @functools.lru_cache(maxsize=32)
 def _unet_graph(config: UNetConfig) -> nnx.GraphDef:
     return _graph(lambda: MultiViewUNet(config, nnx.Rngs(0)))
+
+
+@functools.lru_cache(maxsize=8)
+def _vae_graph(config: VaeConfig) -> nnx.GraphDef:
+    return _graph(lambda: AutoencoderKL(config, nnx.Rngs(0)))
 
 
 def _from_torch(tensors: Mapping[str, np.ndarray], abstract: Params, what: str) -> Params:
