@@ -52,9 +52,7 @@ class Texture:
         level = np.asarray(image, np.float32) ** 2.2
         levels = [level]
         while min(level.shape[:2]) >= 4:
-            height, width = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
-            level = level[:height, :width]
-            level = level.reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3))
+            level = _block_mean(level[: level.shape[0] // 2 * 2, : level.shape[1] // 2 * 2], 2)
             levels.append(level)
         self.height, self.width = image.shape[:2]
         self._sizes = np.array([lv.shape[:2] for lv in levels], np.int32)
@@ -112,8 +110,7 @@ def render(
     origin, rays = _camera_rays(intrinsics, world_to_camera, width, height, scale)
     t, hit = _trace(world, origin, rays, intrinsics, world_to_camera, scale)
     colour = _shade(world, origin, rays, t, hit, 1.0 / (intrinsics[0, 0] * scale), scale)
-    colour = colour.reshape(height, scale, width, scale, 3).mean((1, 3))
-    image = np.clip(colour, 0, 1) ** np.float32(1 / 2.2)
+    image = np.clip(_block_mean(colour, scale), 0, 1) ** np.float32(1 / 2.2)
     return np.round(image * 255).astype(np.uint8), depth(
         world, intrinsics, world_to_camera, width, height
     )
@@ -146,6 +143,12 @@ def clearance(world: World, point: np.ndarray) -> float:
 def _outside(excess: np.ndarray) -> float:
     """Signed distance from how far a point exceeds each extent."""
     return float(np.linalg.norm(np.maximum(excess, 0)) + min(excess.max(), 0.0))
+
+
+def _block_mean(image: np.ndarray, size: int) -> np.ndarray:
+    """Mean over size × size blocks; strided sums are several times faster than a 5-D mean."""
+    blocks = [image[r::size, c::size] for r in range(size) for c in range(size)]
+    return sum(blocks[1:], blocks[0]) / np.float32(len(blocks))
 
 
 def _mirror(u: np.ndarray) -> np.ndarray:
@@ -295,9 +298,10 @@ def _shade(
         footprint = t[chosen] * np.float32(sample_angle * 1.4)
         for number in set(primitive.textures):
             texture = world.textures[number]
-            on = np.isin(face, [f for f in range(4) if primitive.textures[f] == number])
-            if not on.any():
-                continue
+            if primitive.textures.count(number) == 4:
+                on = slice(None)
+            else:
+                on = np.flatnonzero(np.array(primitive.textures)[face] == number)
             if primitive.repeat:
                 repeat = primitive.repeat * texture.scale
                 uu, vv = u[on] / (repeat * texture.width / texture.height), v[on] / repeat
@@ -379,12 +383,36 @@ def _received_light(
     blocked = np.zeros(lit.size, bool)
     for primitive in world.primitives:
         if primitive.casts_shadow and primitive.kind != "room":
-            found = _intersect(primitive, _to_local(primitive, start), _turn(primitive, direction))
-            blocked |= found < 1
+            near = _in_shadow_cone(world, primitive, direction, distance[lit])
+            found = _intersect(
+                primitive,
+                _to_local(primitive, tuple(c[near] for c in start)),
+                _turn(primitive, tuple(c[near] for c in direction)),
+            )
+            blocked[near[found < 1]] = True
     fall_off = 1 / (1 + (distance[lit] / np.float32(world.light_reach)) ** 2)
     light = world.ambient * (0.85 + 0.15 * normal[2])  # a little more from above
     light[lit] += np.where(blocked, 0, world.light_power * facing[lit] * fall_off)
     return light
+
+
+def _in_shadow_cone(
+    world: World, primitive: Primitive, direction: Vector, distance: np.ndarray
+) -> np.ndarray:
+    """Indices of the rays to the light that may meet the primitive's bounding sphere.
+
+    A cheap test that spares most points the full one: seen from the light, they must lie in the
+    cone around the sphere, widened by the size of the light.
+    """
+    axis = np.asarray(primitive.centre) - np.asarray(world.light)
+    radius = primitive.half[0] if primitive.kind == "sphere" else np.linalg.norm(primitive.half)
+    far = np.linalg.norm(axis)
+    sine = (radius + 2 * world.light_radius) / far
+    if sine >= 1:
+        return np.arange(distance.size)
+    axis = (axis / far * -1).astype(np.float32)
+    along = sum(a * c for a, c in zip(axis, direction))
+    return np.flatnonzero(along > np.float32(np.sqrt(1 - sine * sine)) * distance)
 
 
 def _light_spots(world: World, shape: tuple[int, ...], scale: int) -> Vector:
