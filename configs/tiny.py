@@ -1,0 +1,80 @@
+"""A small multi-view model that trains on two CPU cores in minutes.
+
+    python -m see3d_jax.main --config=configs/tiny.py --workdir=DIR --config.data.path=CLIPS
+
+Everything of the paper's training at a size that fits: 64² images, a fixed DCT codec instead of the
+VAE, 4 views of which 1 or 2 are references, no text or image embedding. It learns to fill masked
+views from their references; sharp detail is not to be expected of it.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.num_steps = 1000
+    config.batch_size = 8
+    config.init_from = ""  # trains from scratch
+
+    config.data = ml_collections.ConfigDict()
+    config.data.path = ""  # folder of shards, --config.data.path=…
+    config.data.image_size = 64  # pixels, square
+    config.data.views = 4  # references and targets
+    config.data.references = (1, 2)  # numbers to draw from
+    config.data.stride = (1, 4)  # frames between neighbouring views
+    config.data.hole_range = (0.1, 0.9)  # share of missing pixels on targets
+    config.data.held_out = 4  # source videos kept for evaluation
+    config.data.threads = 2  # decoding threads
+    config.data.workers = 0  # decoding processes instead, if > 0
+
+    config.codec = ml_collections.ConfigDict({"kind": "dct", "factor": 4, "channels": 12})
+    channels = config.codec.get_ref("channels")
+
+    config.model = ml_collections.ConfigDict()  # models.unet.UNetConfig
+    config.model.in_channels = 2 * channels + 1  # X_t, V_t, mask
+    config.model.out_channels = channels
+    config.model.model_channels = 64
+    config.model.channel_mult = (1, 2, 2)
+    config.model.num_res_blocks = 1
+    config.model.attention_strides = (2, 4)
+    config.model.head_dim = 32
+    config.model.context_dim = 8
+    config.model.norm_groups = 16
+    config.model.dtype = "float32"
+    config.model.remat = False
+    config.context_tokens = 1  # the null context: zeros [B, V, 1, context_dim]
+
+    config.schedule = ml_collections.ConfigDict()  # diffusion.schedule.make_schedule
+    config.schedule.kind = "linear"  # the paper's choice for training
+    config.schedule.beta_start = 0.00085
+    config.schedule.beta_end = 0.012
+    config.schedule.zero_snr = True
+    config.schedule.prediction = "v"
+
+    config.objective = ml_collections.ConfigDict()  # diffusion.loss.diffusion_loss
+    config.objective.drop_probability = 0.1  # paper
+    config.objective.weight_form = "code"  # W_t of the released code
+    config.objective.beta = 0.2  # t' = ⌊0.2·t⌋, paper
+    config.objective.min_snr_gamma = ml_collections.config_dict.placeholder(float)  # off
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.99
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.clip_norm = 1.0
+    config.ema_decay = 0.99
+
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "view": 1, "tensor": 1})
+
+    config.log_every = 20  # steps
+    config.checkpoint_every = 250  # steps
+    config.keep_checkpoints = 2
+    config.sample_every = 250  # steps; 0 = never
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.sampler_steps = 10
+    config.evaluation.guidance = 0.0  # guidance hurts a model this undertrained
+    return config

@@ -1,0 +1,194 @@
+"""The training run, top to bottom: restore → batch → step → log → save → sample, until done.
+
+Reads shards through `data.pipeline`, writes a workdir (see `checkpoint`), and can be stopped at any
+moment: killed, it continues from the newest checkpoint bit for bit; on SIGTERM it saves first. The
+stream position saved with step n is that of the batches of steps ≤ n, so none is lost or repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+
+from see3d_jax.data import pipeline
+from see3d_jax.errors import WorkError
+from see3d_jax.files import write_text
+from see3d_jax.media import write_image
+from see3d_jax.models.weights import init_unet, parameter_count
+from see3d_jax.training import checkpoint, settings
+from see3d_jax.training.evaluate import sample_grid, sample_views, score
+from see3d_jax.training.metrics_log import Console, MetricsLog
+from see3d_jax.training.settings import TrainSpec
+from see3d_jax.training.sharding import make_mesh, put_batch, state_shardings
+from see3d_jax.training.state import TrainState, init_state
+from see3d_jax.training.step import make_optimizer, train_step
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Trains to `config.num_steps`, continuing whatever `workdir` holds.
+
+    Raises InputError, before anything is written, when the config, the workdir or the data cannot
+    be used; WorkError when the loss stops being a finite number.
+    """
+    # Everything that can be refused is looked at first.
+    settings.check_counts(config)
+    checkpoint.check_workdir(workdir, config)
+    spec, example = settings.train_spec(config), settings.example_spec(config)
+    schedule, sampler = settings.noise_schedule(config), settings.sampler_config(config)
+    mesh = make_mesh(config)
+    codec = settings.codec(config, spec.unet)
+    skipped = pipeline.SkippedClips()
+    source = pipeline.ClipSource(config.data.path, skipped)
+    eval_batch, held_out = pipeline.held_out_batch(
+        source, example, config.data.held_out, config.seed
+    )
+    batches = iter(
+        pipeline.training_batches(
+            source, example, config.batch_size, config.seed, held_out,
+            config.data.threads, config.data.workers,
+        )
+    )  # fmt: skip
+
+    run_key = jax.random.key(config.seed)
+    fresh = functools.partial(_fresh_state, config, spec)
+    shardings = state_shardings(jax.eval_shape(fresh), mesh)
+
+    checkpoint.write_config(workdir, config)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config.keep_checkpoints))
+        step = checkpoints.latest_step() or 0
+        if step:
+            state, position = checkpoints.restore(step, _abstract(fresh, shardings))
+            batches.set_state(position)
+        else:
+            state = jax.jit(fresh, out_shardings=shardings)()
+        log = stack.enter_context(MetricsLog(workdir, step))
+        console = stack.enter_context(Console(step, config.num_steps, config.batch_size))
+        stop = stack.enter_context(stop_signal())
+        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        write_text(workdir / "parameters.txt", overview + "\n")
+        console.say(
+            f"{parameter_count(state.params):,} parameters, {len(source)} clips, "
+            f"{len(held_out)} source video(s) held out, "
+            + (f"continuing from step {step}" if step else f"new run in {workdir}")
+        )
+        if step >= config.num_steps:
+            console.say(f"nothing to do: step {step} of {config.num_steps} is reached")
+
+        unseen: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
+        while step < config.num_steps and not stop.requested:
+            with console.waiting_for_input():
+                batch = put_batch(next(batches), mesh)
+            state, metrics = train_step(
+                state, batch, codec, schedule, run_key, spec=spec, mesh=mesh
+            )
+            step += 1
+            unseen.append((step, metrics))
+            console.step_done()
+            done = step == config.num_steps or stop.requested
+
+            if due(step, config.log_every) or due(step, config.checkpoint_every) or done:
+                losses = write_losses(log, unseen, workdir)
+                unseen.clear()
+                if due(step, config.log_every) or done:
+                    speed = console.report(step, float(np.mean(losses)))
+                    log.scalars(step, speed | {"skipped_clips": len(skipped)})
+            if due(step, config.checkpoint_every) or done:
+                with console.paused():
+                    checkpoints.save(step, state, batches.get_state())
+            if due(step, config.sample_every) or (step == config.num_steps and config.sample_every):
+                with console.paused():
+                    predicted = np.asarray(
+                        sample_views(
+                            state.ema_params, eval_batch, codec, schedule, run_key,
+                            spec=spec, sampler=sampler,
+                        )
+                    )  # fmt: skip
+                    scores = score(eval_batch, predicted)
+                    grid = sample_grid(eval_batch, predicted)
+                    log.scalars(step, scores)
+                    log.image(step, "samples", grid)
+                    write_image(workdir / "samples" / f"step_{step:06d}.png", grid)
+                console.say(
+                    "held-out PSNR {heldout_psnr:.2f} dB (copy of nearest reference "
+                    "{heldout_psnr_copy:.2f}, masked target {heldout_psnr_masked:.2f})".format(
+                        **scores
+                    )
+                )
+        if stop.requested:
+            console.say(f"stopped by a signal at step {step}, saved; run again to continue")
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something done every `every` steps (0 = never) is to be done at `step`."""
+    return every > 0 and step % every == 0
+
+
+def write_losses(
+    log: MetricsLog, unseen: list[tuple[int, dict[str, jax.Array]]], workdir: Path
+) -> list[float]:
+    """Fetches and writes the metrics of every step; refuses to go on from a non-finite loss.
+
+    Runs before each save, so that no checkpoint ever holds such a state.
+    """
+    losses = []
+    for step, metrics in unseen:
+        values = {name: float(value) for name, value in metrics.items()}
+        if not np.isfinite(list(values.values())).all():
+            raise WorkError(
+                f"{workdir}: at step {step} the loss is {values['loss']} and the gradient norm "
+                f"{values['grad_norm']}; the newest checkpoint is from before that. Lower "
+                "config.optimizer.learning_rate (in a new --workdir) or look at the data"
+            )
+        log.scalars(step, values)
+        losses.append(values["loss"])
+    return losses
+
+
+def _fresh_state(config: ml_collections.ConfigDict, spec: TrainSpec) -> TrainState:
+    return init_state(init_unet(spec.unet, config.seed), make_optimizer(spec.optimizer))
+
+
+def _abstract(fresh: Callable[[], TrainState], shardings: Any) -> TrainState:
+    """Shapes, dtypes and placements of a state that need not be computed."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(fresh),
+        shardings,
+    )
+
+
+@dataclasses.dataclass
+class StopSignal:
+    """Set by SIGTERM: the run saves and ends after the current step."""
+
+    requested: bool = False
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """Listens for SIGTERM while the block runs (in the main thread, where signals arrive)."""
+    stop = StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(signum: int, frame: object) -> None:
+        stop.requested = True
+
+    before = signal.signal(signal.SIGTERM, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

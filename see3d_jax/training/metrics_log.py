@@ -1,0 +1,133 @@
+"""Where the numbers of a run go: console, metrics.jsonl and TensorBoard events.
+
+metrics.jsonl has one JSON object per line: {"step", "loss", "grad_norm"} for every step, and rows
+with the speed and the held-out scores of the steps where those were measured. It is what reports
+plot. After a resume, rows of steps that are run again are dropped, so no loss appears twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from see3d_jax.files import write_text
+
+
+class MetricsLog:
+    """Writes scalars and images of one run; a context manager."""
+
+    def __init__(self, workdir: str | os.PathLike[str], first_step: int) -> None:
+        workdir = Path(workdir)
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            write_text(self._path, "".join(_rows_up_to(self._path, first_step)))
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=first_step + 1)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._events.close()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one row. Values must be finite numbers."""
+        row = {"step": step, **{name: float(value) for name, value in values.items()}}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, float(value), step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds a uint8 [H, W, 3] picture to the TensorBoard events."""
+        self._events.add_image(name, image, step, dataformats="HWC")
+        self._events.flush()
+
+
+def _rows_up_to(path: Path, step: int) -> list[str]:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # the last line of a killed run may be half-written
+    return kept
+
+
+class Console:
+    """A progress bar on a terminal, one line per report everywhere, and the speed of training.
+
+    Speed counts training only: the first step (which compiles), sampling and saving are left out.
+    """
+
+    def __init__(self, first_step: int, num_steps: int, batch_size: int) -> None:
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, desc="training", unit="step",
+            disable=not sys.stderr.isatty(), smoothing=0.05,
+        )  # fmt: skip
+        self._num_steps, self._batch_size = num_steps, batch_size
+        self._steps, self._start = 0, time.perf_counter()
+        self._paused = self._waited = 0.0
+        self._compiled = False
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """Measures time during which training had no batch to work on."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes the time of the block out of the speed figures."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def step_done(self) -> None:
+        """Counts a step and moves the bar."""
+        self._bar.update()
+        if self._compiled:
+            self._steps += 1
+        else:
+            self._compiled = True
+            self._start, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
+
+    def report(self, step: int, loss: float) -> dict[str, float]:
+        """Prints one line; returns samples/s and the share of time spent waiting for input."""
+        now = time.perf_counter()
+        seconds = max(now - self._start - self._paused, 1e-9)
+        line = f"step {step}/{self._num_steps}  loss {loss:.4f}"
+        speed = {}
+        if self._steps:
+            rate = self._steps / seconds
+            eta = round((self._num_steps - step) / rate)
+            speed["samples_per_second"] = rate * self._batch_size
+            speed["input_wait_share"] = min(1.0, self._waited / seconds)
+            line += (
+                f"  {rate:.2f} steps/s  {rate * self._batch_size:.1f} samples/s"
+                f"  ETA {eta // 60}:{eta % 60:02d}"
+            )
+        self.say(line)
+        self._steps, self._start, self._paused, self._waited = 0, now, 0.0, 0.0
+        return speed
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()

@@ -1,0 +1,158 @@
+"""The values of a ConfigDict, checked once and turned into what the other modules take.
+
+`TrainSpec` holds everything that is baked into the compiled step; it is hashable, so that runs with
+equal values share one compilation. Mistakes in a config surface here as InputErrors that name the
+key, before anything is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from see3d_jax.data.pipeline import ExampleSpec
+from see3d_jax.diffusion.sampler import SamplerConfig
+from see3d_jax.diffusion.schedule import Schedule, make_schedule
+from see3d_jax.errors import InputError
+from see3d_jax.models.codec import Codec, build_codec
+from see3d_jax.models.unet import UNetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW with linear warm-up to a constant rate, behind global-norm clipping.
+
+    A rate that depended on the number of steps would make a run that is continued differ from one
+    that was planned longer, so there is no decay; the moving average does its work.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveSpec:
+    """Keyword arguments of `diffusion.loss.diffusion_loss`."""
+
+    drop_probability: float
+    weight_form: str
+    beta: float
+    min_snr_gamma: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSpec:
+    """What the compiled training step depends on.
+
+    Attributes:
+      unet: architecture.
+      optimizer: optimizer constants.
+      objective: loss constants.
+      ema_decay: decay of the moving average once it is warm.
+      context_tokens: length of the (null) context; see `step.null_context`.
+    """
+
+    unet: UNetConfig
+    optimizer: OptimizerSpec
+    objective: ObjectiveSpec
+    ema_decay: float
+    context_tokens: int
+
+
+def train_spec(config: ml_collections.ConfigDict) -> TrainSpec:
+    """Static part of the training step."""
+    return TrainSpec(
+        unet=_build("model", UNetConfig, config.model),
+        optimizer=_build("optimizer", OptimizerSpec, config.optimizer),
+        objective=_build("objective", ObjectiveSpec, config.objective),
+        ema_decay=config.ema_decay,
+        context_tokens=config.context_tokens,
+    )
+
+
+def example_spec(config: ml_collections.ConfigDict) -> ExampleSpec:
+    """What one training example looks like."""
+    names = ("image_size", "views", "references", "stride", "hole_range")
+    return _build("data", ExampleSpec, {name: config.data[name] for name in names})
+
+
+def noise_schedule(config: ml_collections.ConfigDict) -> Schedule:
+    """The noise schedule."""
+    return _build("schedule", make_schedule, config.schedule)
+
+
+def sampler_config(config: ml_collections.ConfigDict) -> SamplerConfig:
+    """How held-out targets are sampled during training."""
+    return _build(
+        "evaluation",
+        SamplerConfig,
+        {
+            "num_steps": config.evaluation.sampler_steps,
+            "guidance": config.evaluation.guidance,
+            "weight_form": config.objective.weight_form,
+            "beta": config.objective.beta,
+        },
+    )
+
+
+def codec(config: ml_collections.ConfigDict, unet: UNetConfig) -> Codec:
+    """The image ↔ latent codec, checked against the network and the image size."""
+    if config.codec.kind == "vae":
+        raise InputError(
+            "config.codec.kind is 'vae', which needs converted Stable Diffusion weights, and "
+            "config.init_from is empty; configs/tiny.py trains without any"
+            if not config.init_from
+            else f"config.init_from={config.init_from}: holds no converted autoencoder weights; "
+            "configs/tiny.py trains without any"
+        )
+    made = _build("codec", build_codec, {"spec": config.codec.to_dict()})
+    wanted = (2 * made.channels + 1, made.channels)
+    if (unet.in_channels, unet.out_channels) != wanted:
+        raise InputError(
+            f"config.model: in_channels and out_channels must be {wanted[0]} and {wanted[1]} for a "
+            f"codec of {made.channels} channels, got {unet.in_channels} and {unet.out_channels}"
+        )
+    multiple = made.factor * unet.stride
+    if config.data.image_size % multiple:
+        raise InputError(
+            f"config.data.image_size: {config.data.image_size} is not a multiple of {multiple} "
+            "(codec factor × UNet stride)"
+        )
+    return made
+
+
+def check_counts(config: ml_collections.ConfigDict) -> None:
+    """Refuses numbers that make no sense, by name."""
+    for key in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if config[key] < 1:
+            raise InputError(f"config.{key}: must be at least 1, got {config[key]}")
+    for key in ("sample_every", "seed"):
+        if config[key] < 0:
+            raise InputError(f"config.{key}: must not be negative, got {config[key]}")
+    if not config.data.path:
+        raise InputError("config.data.path is empty: give a folder of shards, --config.data.path=…")
+    for key in ("held_out", "threads"):
+        if config.data[key] < 1:
+            raise InputError(f"config.data.{key}: must be at least 1, got {config.data[key]}")
+
+
+def _build(section: str, make: Callable[..., Any], values: Any) -> Any:
+    """make(**values) with errors that name the section of the config."""
+    plain = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in dict(values).items()
+    }
+    try:
+        return make(**plain)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.{section}: {error}") from error

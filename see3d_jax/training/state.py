@@ -1,0 +1,55 @@
+"""Everything a training run must remember between two steps, as one pytree of plain arrays.
+
+Parameters, Adam moments and the moving average are float32 nested dicts with string keys, whatever
+the compute precision. `as_dict` / `from_dict` turn the optimizer's named tuples into nested dicts,
+so that checkpoints carry no Python class names and can be read by any tool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = dict[str, Any]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What `train_step` takes and returns.
+
+    Attributes:
+      step: [] int32, number of finished optimizer steps.
+      params: nested dict of float32 arrays.
+      ema_params: exponential moving average of `params`; used for sampling and release.
+      opt_state: optax state (clipping, Adam moments, schedule count).
+    """
+
+    step: jax.Array
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the average starts at the parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # A copy, because the step function donates its input and must not get one buffer twice.
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+    )
+
+
+def as_dict(state: TrainState) -> dict[str, Any]:
+    """TrainState → nested dict with string keys only."""
+    return flax.serialization.to_state_dict(state)
+
+
+def from_dict(target: TrainState, values: dict[str, Any]) -> TrainState:
+    """Inverse of `as_dict`; `target` gives the structure."""
+    return flax.serialization.from_state_dict(target, values)
