@@ -29,11 +29,13 @@ def numbered(layers: Mapping[int, nnx.Module]) -> nnx.Dict:
     return nnx.Dict({str(number): layer for number, layer in layers.items()})
 
 
-def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, zero: bool) -> nnx.Param:
-    if zero:
-        return nnx.Param(jnp.zeros(shape, jnp.float32))
-    bound = 1 / math.sqrt(fan_in)
-    return nnx.Param(jax.random.uniform(rngs(), shape, jnp.float32, -bound, bound))
+def parameter(shape: tuple[int, ...], *, fill: float = 0.0, bound: float = 0.0) -> nnx.Param:
+    """A float32 parameter and how it starts: `fill`, or uniform within ±bound where that is set.
+
+    Only the rule is kept here. Modules are built abstractly (`nnx.eval_shape`), and
+    `weights.init_unet` draws all values at once: compiling a generator per shape takes seconds.
+    """
+    return nnx.Param(jnp.full(shape, fill, jnp.float32), fill=fill, bound=bound)
 
 
 class Linear(nnx.Module):
@@ -47,10 +49,10 @@ class Linear(nnx.Module):
         bias: bool = True,
         zero: bool = False,
         dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
     ) -> None:
-        self.weight = _uniform(rngs, (inputs, outputs), inputs, zero)
-        self.bias = _uniform(rngs, (outputs,), inputs, zero) if bias else None
+        bound = 0.0 if zero else 1 / math.sqrt(inputs)
+        self.weight = parameter((inputs, outputs), bound=bound)
+        self.bias = parameter((outputs,), bound=bound) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,11 +75,10 @@ class Conv(nnx.Module):
         bias: bool = True,
         zero: bool = False,
         dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
     ) -> None:
-        fan_in = inputs * kernel * kernel
-        self.weight = _uniform(rngs, (kernel, kernel, inputs, outputs), fan_in, zero)
-        self.bias = _uniform(rngs, (outputs,), fan_in, zero) if bias else None
+        bound = 0.0 if zero else 1 / math.sqrt(inputs * kernel * kernel)
+        self.weight = parameter((kernel, kernel, inputs, outputs), bound=bound)
+        self.bias = parameter((outputs,), bound=bound) if bias else None
         self.stride = stride
         # Never "SAME": at stride 2 it pads (0, 1) where torch pads (1, 1).
         pad = kernel // 2 if padding is None else padding
@@ -102,8 +103,8 @@ class GroupNorm(nnx.Module):
     def __init__(self, channels: int, groups: int = 32, *, eps: float = 1e-5) -> None:
         if channels % groups:
             raise ValueError(f"group norm: {channels} channels do not split into {groups} groups")
-        self.weight = nnx.Param(jnp.ones(channels, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+        self.weight = parameter((channels,), fill=1.0)
+        self.bias = parameter((channels,))
         self.groups = groups
         self.eps = eps
 
@@ -121,8 +122,8 @@ class LayerNorm(nnx.Module):
     """Normalises the last axis, then scales and shifts."""
 
     def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
-        self.weight = nnx.Param(jnp.ones(channels, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+        self.weight = parameter((channels,), fill=1.0)
+        self.bias = parameter((channels,))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:

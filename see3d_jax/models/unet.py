@@ -93,19 +93,17 @@ class UNetConfig:
 class ResBlock(nnx.Module):
     """Two convolutions with a residual path; the time embedding is added between them."""
 
-    def __init__(
-        self, inputs: int, outputs: int, embedding: int, config: UNetConfig, rngs: nnx.Rngs
-    ) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    def __init__(self, inputs: int, outputs: int, embedding: int, config: UNetConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
         groups = config.norm_groups
         self.in_layers = numbered(
-            {0: GroupNorm(inputs, groups), 2: Conv(inputs, outputs, **kwargs)}
+            {0: GroupNorm(inputs, groups), 2: Conv(inputs, outputs, dtype=dtype)}
         )
-        self.emb_layers = numbered({1: Linear(embedding, outputs, **kwargs)})
+        self.emb_layers = numbered({1: Linear(embedding, outputs, dtype=dtype)})
         self.out_layers = numbered(
-            {0: GroupNorm(outputs, groups), 3: Conv(outputs, outputs, zero=True, **kwargs)}
+            {0: GroupNorm(outputs, groups), 3: Conv(outputs, outputs, zero=True, dtype=dtype)}
         )
-        self.skip_connection = Conv(inputs, outputs, 1, **kwargs) if inputs != outputs else None
+        self.skip_connection = Conv(inputs, outputs, 1, dtype=dtype) if inputs != outputs else None
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """x [B·V, h, w, inputs], embedding [B·V, embedding] → [B·V, h, w, outputs]."""
@@ -118,12 +116,12 @@ class ResBlock(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention from x's tokens to `context`'s (or to x's own)."""
 
-    def __init__(self, width: int, context: int, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
-        self.to_q = Linear(width, width, bias=False, **kwargs)
-        self.to_k = Linear(context, width, bias=False, **kwargs)
-        self.to_v = Linear(context, width, bias=False, **kwargs)
-        self.to_out = numbered({0: Linear(width, width, **kwargs)})
+    def __init__(self, width: int, context: int, config: UNetConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
+        self.to_q = Linear(width, width, bias=False, dtype=dtype)
+        self.to_k = Linear(context, width, bias=False, dtype=dtype)
+        self.to_v = Linear(context, width, bias=False, dtype=dtype)
+        self.to_out = numbered({0: Linear(width, width, dtype=dtype)})
         self.head_dim = config.head_dim
         self.backend = config.attention_backend
 
@@ -140,8 +138,8 @@ class Attention(nnx.Module):
 class GatedUnit(nnx.Module):
     """GEGLU: value · gelu(gate), exact (erf) gelu, value first."""
 
-    def __init__(self, width: int, hidden: int, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        self.proj = Linear(width, 2 * hidden, dtype=jnp.dtype(config.dtype), rngs=rngs)
+    def __init__(self, width: int, hidden: int, config: UNetConfig) -> None:
+        self.proj = Linear(width, 2 * hidden, dtype=jnp.dtype(config.dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., width] → [..., hidden]."""
@@ -152,9 +150,9 @@ class GatedUnit(nnx.Module):
 class FeedForward(nnx.Module):
     """Per-token two-layer network, four times as wide inside."""
 
-    def __init__(self, width: int, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        out = Linear(4 * width, width, dtype=jnp.dtype(config.dtype), rngs=rngs)
-        self.net = numbered({0: GatedUnit(width, 4 * width, config, rngs), 2: out})
+    def __init__(self, width: int, config: UNetConfig) -> None:
+        out = Linear(4 * width, width, dtype=jnp.dtype(config.dtype))
+        self.net = numbered({0: GatedUnit(width, 4 * width, config), 2: out})
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., width] → [..., width]."""
@@ -164,10 +162,10 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Joint self-attention over views, per-view attention to the context, feed-forward."""
 
-    def __init__(self, width: int, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        self.attn1 = Attention(width, width, config, rngs)
-        self.attn2 = Attention(width, config.context_dim, config, rngs)
-        self.ff = FeedForward(width, config, rngs)
+    def __init__(self, width: int, config: UNetConfig) -> None:
+        self.attn1 = Attention(width, width, config)
+        self.attn2 = Attention(width, config.context_dim, config)
+        self.ff = FeedForward(width, config)
         self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
 
     def __call__(self, x: jax.Array, context: jax.Array, views: int) -> jax.Array:
@@ -182,12 +180,12 @@ class TransformerBlock(nnx.Module):
 class SpatialTransformer(nnx.Module):
     """Pixels become tokens for one transformer block, with a residual path around it."""
 
-    def __init__(self, width: int, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    def __init__(self, width: int, config: UNetConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
         self.norm = GroupNorm(width, config.norm_groups, eps=1e-6)
-        self.proj_in = Linear(width, width, **kwargs)
-        self.transformer_blocks = numbered({0: TransformerBlock(width, config, rngs)})
-        self.proj_out = Linear(width, width, zero=True, **kwargs)
+        self.proj_in = Linear(width, width, dtype=dtype)
+        self.transformer_blocks = numbered({0: TransformerBlock(width, config)})
+        self.proj_out = Linear(width, width, zero=True, dtype=dtype)
 
     def __call__(self, x: jax.Array, context: jax.Array, views: int) -> jax.Array:
         """x [B·V, h, w, width], context [B·V, L, context_dim] → like x."""
@@ -200,8 +198,8 @@ class SpatialTransformer(nnx.Module):
 class Downsample(nnx.Module):
     """Strided convolution padded by 1 on every side."""
 
-    def __init__(self, width: int, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        self.op = Conv(width, width, stride=2, dtype=jnp.dtype(config.dtype), rngs=rngs)
+    def __init__(self, width: int, config: UNetConfig) -> None:
+        self.op = Conv(width, width, stride=2, dtype=jnp.dtype(config.dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, width] → [N, h/2, w/2, width]."""
@@ -211,8 +209,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Nearest-neighbour doubling, then a convolution."""
 
-    def __init__(self, width: int, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        self.conv = Conv(width, width, dtype=jnp.dtype(config.dtype), rngs=rngs)
+    def __init__(self, width: int, config: UNetConfig) -> None:
+        self.conv = Conv(width, width, dtype=jnp.dtype(config.dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, width] → [N, 2h, 2w, width]."""
@@ -222,20 +220,20 @@ class Upsample(nnx.Module):
 class MultiViewUNet(nnx.Module):
     """See the module docstring; built and called through `see3d_jax.models.weights`."""
 
-    def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    def __init__(self, config: UNetConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
         width, embedding = config.model_channels, 4 * config.model_channels
         self.config = config
 
         def mlp(inputs: int) -> nnx.Dict:
             first, second = (
-                Linear(inputs, embedding, **kwargs),
-                Linear(embedding, embedding, **kwargs),
+                Linear(inputs, embedding, dtype=dtype),
+                Linear(embedding, embedding, dtype=dtype),
             )
             return numbered({0: first, 2: second})
 
         def res(inputs: int, outputs: int) -> ResBlock:
-            return ResBlock(inputs, outputs, embedding, config, rngs)
+            return ResBlock(inputs, outputs, embedding, config)
 
         def stage(*layers: nnx.Module) -> nnx.Dict:
             return numbered(dict(enumerate(layers)))
@@ -244,26 +242,26 @@ class MultiViewUNet(nnx.Module):
         if config.camera_dim is not None:
             self.camera_embed = mlp(config.camera_dim)
 
-        blocks = [stage(Conv(config.in_channels, width, **kwargs))]
+        blocks = [stage(Conv(config.in_channels, width, dtype=dtype))]
         skips, channels, stride = [width], width, 1
         for level, multiple in enumerate(config.channel_mult):
             outputs = multiple * width
             for _ in range(config.num_res_blocks):
                 layers = [res(channels, outputs)]
                 if stride in config.attention_strides:
-                    layers.append(SpatialTransformer(outputs, config, rngs))
+                    layers.append(SpatialTransformer(outputs, config))
                 blocks.append(stage(*layers))
                 skips.append(outputs)
                 channels = outputs
             if level < len(config.channel_mult) - 1:
-                blocks.append(stage(Downsample(channels, config, rngs)))
+                blocks.append(stage(Downsample(channels, config)))
                 skips.append(channels)
                 stride *= 2
         self.input_blocks = stage(*blocks)
 
         self.middle_block = stage(
             res(channels, channels),
-            SpatialTransformer(channels, config, rngs),
+            SpatialTransformer(channels, config),
             res(channels, channels),
         )
 
@@ -274,14 +272,14 @@ class MultiViewUNet(nnx.Module):
                 layers = [res(channels + skips.pop(), outputs)]
                 channels = outputs
                 if stride in config.attention_strides:
-                    layers.append(SpatialTransformer(outputs, config, rngs))
+                    layers.append(SpatialTransformer(outputs, config))
                 if level > 0 and index == config.num_res_blocks:
-                    layers.append(Upsample(outputs, config, rngs))
+                    layers.append(Upsample(outputs, config))
                     stride //= 2
                 blocks.append(stage(*layers))
         self.output_blocks = stage(*blocks)
 
-        last = Conv(width, config.out_channels, zero=True, **kwargs)
+        last = Conv(width, config.out_channels, zero=True, dtype=dtype)
         self.out = numbered({0: GroupNorm(width, config.norm_groups), 2: last})
 
     def __call__(

@@ -55,13 +55,13 @@ class VaeConfig:
 class ResnetBlock(nnx.Module):
     """Two convolutions with a residual path."""
 
-    def __init__(self, inputs: int, outputs: int, config: VaeConfig, rngs: nnx.Rngs) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    def __init__(self, inputs: int, outputs: int, config: VaeConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
         self.norm1 = GroupNorm(inputs, config.norm_num_groups, eps=_EPS)
-        self.conv1 = Conv(inputs, outputs, **kwargs)
+        self.conv1 = Conv(inputs, outputs, dtype=dtype)
         self.norm2 = GroupNorm(outputs, config.norm_num_groups, eps=_EPS)
-        self.conv2 = Conv(outputs, outputs, **kwargs)
-        self.conv_shortcut = Conv(inputs, outputs, 1, **kwargs) if inputs != outputs else None
+        self.conv2 = Conv(outputs, outputs, dtype=dtype)
+        self.conv_shortcut = Conv(inputs, outputs, 1, dtype=dtype) if inputs != outputs else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, inputs] → [N, h, w, outputs]."""
@@ -73,13 +73,13 @@ class ResnetBlock(nnx.Module):
 class PixelAttention(nnx.Module):
     """Single-head self-attention over all pixels, with a residual path."""
 
-    def __init__(self, width: int, config: VaeConfig, rngs: nnx.Rngs) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    def __init__(self, width: int, config: VaeConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
         self.group_norm = GroupNorm(width, config.norm_num_groups, eps=_EPS)
-        self.to_q = Linear(width, width, **kwargs)
-        self.to_k = Linear(width, width, **kwargs)
-        self.to_v = Linear(width, width, **kwargs)
-        self.to_out = numbered({0: Linear(width, width, **kwargs)})
+        self.to_q = Linear(width, width, dtype=dtype)
+        self.to_k = Linear(width, width, dtype=dtype)
+        self.to_v = Linear(width, width, dtype=dtype)
+        self.to_out = numbered({0: Linear(width, width, dtype=dtype)})
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, width] → same shape."""
@@ -92,9 +92,9 @@ class PixelAttention(nnx.Module):
 class MiddleBlock(nnx.Module):
     """Residual block, attention, residual block."""
 
-    def __init__(self, width: int, config: VaeConfig, rngs: nnx.Rngs) -> None:
-        self.attentions = numbered({0: PixelAttention(width, config, rngs)})
-        self.resnets = numbered({i: ResnetBlock(width, width, config, rngs) for i in range(2)})
+    def __init__(self, width: int, config: VaeConfig) -> None:
+        self.attentions = numbered({0: PixelAttention(width, config)})
+        self.resnets = numbered({i: ResnetBlock(width, width, config) for i in range(2)})
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, width] → same shape."""
@@ -104,10 +104,10 @@ class MiddleBlock(nnx.Module):
 class Resample(nnx.Module):
     """The convolution that halves or doubles the size of a level."""
 
-    def __init__(self, width: int, down: bool, config: VaeConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, down: bool, config: VaeConfig) -> None:
         stride, padding = (2, ((0, 1), (0, 1))) if down else (1, 1)
         self.conv = Conv(
-            width, width, stride=stride, padding=padding, dtype=jnp.dtype(config.dtype), rngs=rngs
+            width, width, stride=stride, padding=padding, dtype=jnp.dtype(config.dtype)
         )
         self.down = down
 
@@ -126,15 +126,14 @@ class Level(nnx.Module):
         layers: int,
         resample: str | None,
         config: VaeConfig,
-        rngs: nnx.Rngs,
     ) -> None:
         widths = [inputs] + [outputs] * layers
         self.resnets = numbered(
-            {i: ResnetBlock(widths[i], widths[i + 1], config, rngs) for i in range(layers)}
+            {i: ResnetBlock(widths[i], widths[i + 1], config) for i in range(layers)}
         )
         self.resample = resample
         if resample is not None:
-            layer = Resample(outputs, resample == "downsamplers", config, rngs)
+            layer = Resample(outputs, resample == "downsamplers", config)
             setattr(self, resample, numbered({0: layer}))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -147,19 +146,19 @@ class Level(nnx.Module):
 class Encoder(nnx.Module):
     """Images to the moments of the posterior (before `quant_conv`)."""
 
-    def __init__(self, config: VaeConfig, rngs: nnx.Rngs) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    def __init__(self, config: VaeConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
         widths = config.block_out_channels
-        self.conv_in = Conv(config.in_channels, widths[0], **kwargs)
+        self.conv_in = Conv(config.in_channels, widths[0], dtype=dtype)
         levels = {}
         for i, width in enumerate(widths):
             resample = "downsamplers" if i < len(widths) - 1 else None
             before = widths[max(i - 1, 0)]
-            levels[i] = Level(before, width, config.layers_per_block, resample, config, rngs)
+            levels[i] = Level(before, width, config.layers_per_block, resample, config)
         self.down_blocks = numbered(levels)
-        self.mid_block = MiddleBlock(widths[-1], config, rngs)
+        self.mid_block = MiddleBlock(widths[-1], config)
         self.conv_norm_out = GroupNorm(widths[-1], config.norm_num_groups, eps=_EPS)
-        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, **kwargs)
+        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, 3] → [N, h, w, 2c]."""
@@ -172,19 +171,19 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents (after `post_quant_conv`) to images."""
 
-    def __init__(self, config: VaeConfig, rngs: nnx.Rngs) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    def __init__(self, config: VaeConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
         widths = config.block_out_channels[::-1]
-        self.conv_in = Conv(config.latent_channels, widths[0], **kwargs)
-        self.mid_block = MiddleBlock(widths[0], config, rngs)
+        self.conv_in = Conv(config.latent_channels, widths[0], dtype=dtype)
+        self.mid_block = MiddleBlock(widths[0], config)
         levels = {}
         for i, width in enumerate(widths):
             resample = "upsamplers" if i < len(widths) - 1 else None
             before = widths[max(i - 1, 0)]
-            levels[i] = Level(before, width, config.layers_per_block + 1, resample, config, rngs)
+            levels[i] = Level(before, width, config.layers_per_block + 1, resample, config)
         self.up_blocks = numbered(levels)
         self.conv_norm_out = GroupNorm(widths[-1], config.norm_num_groups, eps=_EPS)
-        self.conv_out = Conv(widths[-1], config.out_channels, **kwargs)
+        self.conv_out = Conv(widths[-1], config.out_channels, dtype=dtype)
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """[N, h, w, c] → [N, H, W, 3]."""
@@ -197,13 +196,13 @@ class Decoder(nnx.Module):
 class AutoencoderKL(nnx.Module):
     """See the module docstring; built and called through `see3d_jax.models.weights`."""
 
-    def __init__(self, config: VaeConfig, rngs: nnx.Rngs) -> None:
-        kwargs = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    def __init__(self, config: VaeConfig) -> None:
+        dtype = jnp.dtype(config.dtype)
         c = config.latent_channels
-        self.encoder = Encoder(config, rngs)
-        self.decoder = Decoder(config, rngs)
-        self.quant_conv = Conv(2 * c, 2 * c, 1, **kwargs)
-        self.post_quant_conv = Conv(c, c, 1, **kwargs)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = Conv(2 * c, 2 * c, 1, dtype=dtype)
+        self.post_quant_conv = Conv(c, c, 1, dtype=dtype)
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[N, H, W, 3] → mean and log-variance of the posterior, each [N, h, w, c] float32."""

@@ -29,7 +29,7 @@ Params = dict[str, Any]
 
 def init_unet(config: UNetConfig, seed: int | jax.Array) -> Params:
     """Fresh float32 parameters for training from scratch; the same seed gives the same bits."""
-    return _pure(MultiViewUNet(config, nnx.Rngs(seed)))
+    return _initialise(lambda: MultiViewUNet(config), seed)
 
 
 def abstract_unet(config: UNetConfig) -> Params:
@@ -71,7 +71,7 @@ def unet_params_from_torch(tensors: Mapping[str, np.ndarray], config: UNetConfig
 
 def init_vae(config: VaeConfig, seed: int | jax.Array) -> Params:
     """Fresh float32 parameters of the autoencoder; the same seed gives the same bits."""
-    return _pure(AutoencoderKL(config, nnx.Rngs(seed)))
+    return _initialise(lambda: AutoencoderKL(config), seed)
 
 
 def abstract_vae(config: VaeConfig) -> Params:
@@ -99,8 +99,27 @@ def parameter_count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _pure(module: nnx.Module) -> Params:
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+def _initialise(build: Callable[[], nnx.Module], seed: int | jax.Array) -> Params:
+    """Draws all parameters of a module from one stream of uniform numbers, in tree order."""
+    state = nnx.state(nnx.eval_shape(build), nnx.Param)
+    flat = sorted(nnx.to_flat_state(state), key=lambda item: item[0])
+    total = sum(math.prod(variable.shape) for _, variable in flat if variable.bound)
+    stream = jax.random.uniform(jax.random.key(seed), (total,), jnp.float32, -1, 1)
+    if not isinstance(stream, jax.core.Tracer):
+        stream = np.asarray(stream)  # cut on the host: no program to compile per shape
+    params, used = {}, 0
+    for path, variable in flat:
+        size = math.prod(variable.shape)
+        if variable.bound:
+            value = stream[used : used + size].reshape(variable.shape) * np.float32(variable.bound)
+            used += size
+        else:
+            value = np.full(variable.shape, variable.fill, np.float32)
+        node = params
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = jnp.asarray(value)
+    return params
 
 
 def _graph(build: Callable[[], nnx.Module]) -> nnx.GraphDef:
@@ -109,12 +128,12 @@ def _graph(build: Callable[[], nnx.Module]) -> nnx.GraphDef:
 
 @functools.lru_cache(maxsize=32)
 def _unet_graph(config: UNetConfig) -> nnx.GraphDef:
-    return _graph(lambda: MultiViewUNet(config, nnx.Rngs(0)))
+    return _graph(lambda: MultiViewUNet(config))
 
 
 @functools.lru_cache(maxsize=8)
 def _vae_graph(config: VaeConfig) -> nnx.GraphDef:
-    return _graph(lambda: AutoencoderKL(config, nnx.Rngs(0)))
+    return _graph(lambda: AutoencoderKL(config))
 
 
 def _from_torch(tensors: Mapping[str, np.ndarray], abstract: Params, what: str) -> Params:
