@@ -1,0 +1,331 @@
+"""Posed photos → a scene of 3D Gaussians, with an honest score on views it has never seen.
+
+Every 8th view (or the folder's splits.json) is held out; the rest is fitted. Written, all at once
+or not at all:
+  point_cloud.ply   the scene; opens in any 3DGS viewer
+  orbit.mp4         a flight along the smoothed path of the cameras
+  renders.png       held-out photos above what the scene shows from there
+  metrics.json      psnr, ssim (means over the held-out views), every view, and how it was made
+The background is black, as in every viewer: what no Gaussian covers stays black.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from see3d_jax.errors import InputError
+from see3d_jax.evaluation.metrics import psnr, ssim
+from see3d_jax.files import atomic_path, write_json
+from see3d_jax.geometry.cameras import Camera, stack
+from see3d_jax.geometry.transforms import nearest_rotation
+from see3d_jax.media import contact_sheet, to_uint8, write_image, write_mp4
+from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_mask, load_scene
+from see3d_jax.splatting import seeds
+from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
+from see3d_jax.splatting.formats import write_ply
+from see3d_jax.splatting.gaussians import Gaussians, from_points, occupied
+from see3d_jax.splatting.render import render
+
+COMMAND = "see3d reconstruct"  # in metrics.json: how a folder is known to be ours
+MIN_IMAGE_SIZE = 32  # pixels; SSIM needs 11, and less than this is no photo
+SHEET_COLUMNS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """One image with what is needed to fit or score it; weight 1 = the pixel counts."""
+
+    name: str
+    image: np.ndarray  # [H, W, 3] uint8
+    camera: Camera
+    weight: np.ndarray | None  # [H, W] bool
+
+
+def reconstruct(
+    input_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    steps: int = 2000,
+    num_gaussians: int = 15_000,
+    max_size: int = 320,
+    sh_degree: int = 1,
+    seed: int = 0,
+    orbit_frames: int = 90,
+    config: FitConfig | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fits a Gaussian scene to a folder of posed views and writes the files described above.
+
+    Args:
+      input_dir: scene folder (see `pipelines.inputs.load_scene`).
+      output_dir: result folder; an earlier result of this command is replaced.
+      steps: optimisation steps, one view each.
+      num_gaussians: how many Gaussians the scene may grow to.
+      max_size: longest image side in pixels; larger images are downsized.
+      sh_degree: 0–3, how much colour may change with the viewing direction.
+      seed: same seed, same point_cloud.ply, byte for byte.
+      orbit_frames: frames of orbit.mp4 one way; it plays forth and back.
+      config: rates of the optimiser; its `steps` is overridden.
+      progress: show a progress bar.
+
+    Returns the content of metrics.json. Raises InputError for unusable input, before any work.
+    """
+    started = time.perf_counter()
+    _check_options(steps, num_gaussians, max_size, sh_degree, seed, orbit_frames)
+    output = Path(output_dir)
+    _check_output_folder(output)
+    scene = load_scene(input_dir)
+    train_indices, test_indices = _split(scene)
+    train = _load_views(scene, train_indices, max_size)
+    test = _load_views(scene, test_indices, max_size)
+
+    generator = np.random.default_rng(seed)
+    points, source = _starting_points(
+        scene, train_indices, train, num_gaussians, max_size, generator
+    )
+    nearest, farthest = seeds.depth_range([view.camera for view in train], points[0])
+    near = 0.1 * nearest
+    config = dataclasses.replace(config or FitConfig(), steps=steps)
+    canvas = _canvas([*train, *test])
+    result = fit(
+        _on_canvas(train, canvas),
+        from_points(*points, num_gaussians, sh_degree),
+        scene_size=float(np.sqrt(nearest * farthest)),
+        config=config,
+        seed=seed,
+        near=near,
+        progress=progress,
+    )
+    scene_of_gaussians = result.gaussians
+    test_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in test]
+    train_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in train]
+    metrics = {
+        "command": COMMAND,
+        **_scores(test, test_renders, "psnr", "ssim"),
+        **_scores(train, train_renders, "train_psnr", "train_ssim"),
+        "num_gaussians": int(occupied(scene_of_gaussians).count),
+        "steps": steps,
+        "seed": seed,
+        "sh_degree": sh_degree,
+        "image_size": [int(train[0].camera.width), int(train[0].camera.height)],
+        "num_train_views": len(train),
+        "num_test_views": len(test),
+        "starting_points": source,
+        "milliseconds_per_step": round(result.step_seconds * 1e3, 2),
+        "fit_seconds": round(result.seconds, 2),
+        "per_view": _per_view(test, test_renders),
+    }
+    flight = _camera_path([view.camera for view in train], orbit_frames)
+    frames = [to_uint8(_render_view(scene_of_gaussians, c, canvas, near)) for c in flight]
+    metrics["seconds"] = round(time.perf_counter() - started, 2)
+    _write(output, result, metrics, test, test_renders, frames)
+    return metrics
+
+
+def _check_options(
+    steps: int, num_gaussians: int, max_size: int, sh_degree: int, seed: int, orbit_frames: int
+) -> None:
+    minimum = {
+        "steps": (steps, 1),
+        "num_gaussians": (num_gaussians, 1),
+        "max_size": (max_size, MIN_IMAGE_SIZE),
+        "seed": (seed, 0),
+        "orbit_frames": (orbit_frames, 1),
+    }
+    for name, (value, least) in minimum.items():
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
+    if sh_degree not in (0, 1, 2, 3):
+        raise InputError(f"sh_degree must be 0, 1, 2 or 3, got {sh_degree}")
+
+
+def _check_output_folder(output: Path) -> None:
+    """Refuses, before any work, to replace something this command did not write."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; the output must be a folder")
+    if output.is_dir() and any(output.iterdir()):
+        try:
+            content = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+            ours = content.get("command") == COMMAND
+        except (OSError, ValueError, AttributeError):
+            ours = False
+        if not ours:
+            raise InputError(f"{output}: not empty and not a result of `{COMMAND}`; choose another")
+
+
+def _split(scene: Scene) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if len(scene) < 3:
+        raise InputError(
+            f"{scene.root}: {len(scene)} posed view{'s' * (len(scene) != 1)}; reconstruction needs "
+            "at least 3 (2 to fit, 1 held out to score)"
+        )
+    train, test = scene.held_out()
+    if len(train) < 2 or not test:
+        raise InputError(
+            f"{scene.root}: the split leaves {len(train)} views to fit and {len(test)} to score; "
+            "at least 2 and 1 are needed"
+        )
+    return train, test
+
+
+def _load_views(scene: Scene, indices: tuple[int, ...], max_size: int) -> list[_View]:
+    images, cameras = load_images(scene, indices, max_size)
+    views = []
+    for i, image, camera in zip(indices, images, cameras, strict=True):
+        if min(camera.width, camera.height) < MIN_IMAGE_SIZE:
+            raise InputError(
+                f"{scene.image_paths[i]}: {camera.width}×{camera.height} pixels are too few to "
+                f"reconstruct from; at least {MIN_IMAGE_SIZE} on each side are needed"
+            )
+        views.append(_View(scene.names[i], image, camera, load_mask(scene, i, max_size)))
+    return views
+
+
+def _starting_points(
+    scene: Scene,
+    indices: tuple[int, ...],
+    views: list[_View],
+    num_gaussians: int,
+    max_size: int,
+    generator: np.random.Generator,
+) -> tuple[seeds.Points, str]:
+    """Sparse points where there are enough, else depth maps, else the photos themselves."""
+    # Half of the Gaussians start on the points; the other half grows where it is needed.
+    number = max(1, num_gaussians // 2)
+    images, cameras = [view.image for view in views], [view.camera for view in views]
+    if scene.points is not None:
+        xyz, rgb = scene.points
+        finite = np.isfinite(xyz).all(1)
+        if finite.sum() >= 100:
+            points = (np.asarray(xyz, np.float64)[finite], rgb[finite] / 255.0)
+            return seeds.subsample(points, num_gaussians, generator), "sparse points"
+    if scene.depth_paths is not None:
+        depths = [load_depth(scene, i, max_size) for i in indices]
+        points = seeds.from_depth_maps(images, depths, cameras, number, generator)
+        if len(points[0]):
+            return points, "depth maps"
+    return seeds.from_photos(images, cameras, number, generator), "photos"
+
+
+def _canvas(views: list[_View]) -> tuple[int, int]:
+    """(width, height) that holds every view, so that all sizes share one compiled program."""
+    return max(v.camera.width for v in views), max(v.camera.height for v in views)
+
+
+def _enlarged(camera: Camera, canvas: tuple[int, int]) -> Camera:
+    """The camera with pixels added at the right and at the bottom."""
+    return Camera(camera.intrinsics, camera.world_to_camera, *canvas)
+
+
+def _on_canvas(views: list[_View], canvas: tuple[int, int]) -> TrainingViews:
+    width, height = canvas
+    images = np.zeros((len(views), height, width, 3), np.uint8)
+    weights = np.zeros((len(views), height, width), np.uint8)
+    for i, view in enumerate(views):
+        rows, columns = view.image.shape[:2]
+        images[i, :rows, :columns] = view.image
+        weights[i, :rows, :columns] = 255 if view.weight is None else view.weight * np.uint8(255)
+    cameras = stack([_enlarged(view.camera, canvas) for view in views])
+    return TrainingViews(images, cameras, None if weights.all() else weights)
+
+
+def _render_view(
+    gaussians: Gaussians, camera: Camera, canvas: tuple[int, int], near: float
+) -> np.ndarray:
+    """[H, W, 3] float32 in [0, 1]."""
+    picture = render(gaussians, _enlarged(camera, canvas), near=near, capacity=1 << 17).rgb
+    return np.clip(np.asarray(picture)[: camera.height, : camera.width], 0.0, 1.0)
+
+
+def _per_view(views: list[_View], renders: list[np.ndarray]) -> list[dict[str, Any]]:
+    rows = []
+    for view, image in zip(views, renders, strict=True):
+        truth = view.image / np.float32(255.0)
+        row: dict[str, Any] = {"name": view.name, "psnr": None, "ssim": None}
+        if view.weight is None or view.weight[5:-5, 5:-5].any():
+            # JSON has no infinity: a perfect view counts as 100 dB.
+            row["psnr"] = round(min(100.0, float(psnr(image, truth, view.weight))), 4)
+            row["ssim"] = round(float(ssim(image, truth, view.weight)), 5)
+        rows.append(row)
+    return rows
+
+
+def _scores(
+    views: list[_View], renders: list[np.ndarray], psnr_name: str, ssim_name: str
+) -> dict[str, float | None]:
+    rows = [row for row in _per_view(views, renders) if row["psnr"] is not None]
+    if not rows:
+        return {psnr_name: None, ssim_name: None}
+    return {
+        psnr_name: round(float(np.mean([row["psnr"] for row in rows])), 4),
+        ssim_name: round(float(np.mean([row["ssim"] for row in rows])), 5),
+    }
+
+
+def _camera_path(cameras: list[Camera], frames: int) -> list[Camera]:
+    """A smooth flight past the given cameras, at even speed, from one end to the other."""
+    matrices = np.stack([np.asarray(c.world_to_camera, np.float64) for c in cameras])
+    rotations = matrices[:, :3, :3]
+    positions = -np.einsum("nji,nj->ni", rotations, matrices[:, :3, 3])
+    order = _chain(positions)
+    positions, rotations = positions[order], rotations[order]
+    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(positions, axis=0), axis=1))])
+    along = along + np.linspace(0.0, 1e-6 + 1e-3 * along[-1], len(along))  # strictly rising
+    samples = np.linspace(0.0, along[-1], frames)
+    # Each frame is a mean of the cameras around it; the width spans about two of them.
+    width = 1.2 * along[-1] / max(1, len(cameras) - 1)
+    weight = np.exp(-0.5 * ((samples[:, None] - along) / width) ** 2)
+    weight /= weight.sum(1, keepdims=True)
+    centre = weight @ positions
+    rotation = nearest_rotation(np.einsum("fn,nij->fij", weight, rotations))
+    path = np.tile(np.eye(4), (frames, 1, 1))
+    path[:, :3, :3] = rotation
+    path[:, :3, 3] = -np.einsum("fij,fj->fi", rotation, centre)
+    first = cameras[0]
+    return [Camera(first.intrinsics, m.astype(np.float32), first.width, first.height) for m in path]
+
+
+def _chain(positions: np.ndarray) -> list[int]:
+    """Order in which each camera is followed by the nearest one left, from an outermost camera."""
+    distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    chain = [int(distance.sum(1).argmax())]
+    left = set(range(len(positions))) - set(chain)
+    while left:
+        chain.append(min(left, key=lambda i: (distance[chain[-1], i], i)))
+        left.remove(chain[-1])
+    return chain
+
+
+def _write(
+    output: Path,
+    result: FitResult,
+    metrics: dict[str, Any],
+    test: list[_View],
+    renders: list[np.ndarray],
+    frames: list[np.ndarray],
+) -> None:
+    shown = np.unique(np.linspace(0, len(test) - 1, min(len(test), SHEET_COLUMNS)).astype(int))
+    scores = [metrics["per_view"][i]["psnr"] for i in shown]
+    sheet = contact_sheet(
+        [[test[i].image for i in shown], [renders[i] for i in shown]],
+        row_labels=["photo", "scene"],
+        column_labels=[
+            test[i].name + ("" if score is None else f"  {score:.1f} dB")
+            for i, score in zip(shown, scores, strict=True)
+        ],
+        cell_height=240,
+    )
+    with atomic_path(output) as folder:
+        folder.mkdir()
+        write_ply(folder / "point_cloud.ply", jax.tree.map(np.asarray, result.gaussians))
+        write_image(folder / "renders.png", sheet)
+        write_mp4(folder / "orbit.mp4", [*frames, *frames[-2:0:-1]], fps=30)
+        write_json(folder / "metrics.json", metrics)

@@ -1,0 +1,257 @@
+"""Fits Gaussians to posed images: one view per step, Adam with a rate per parameter group.
+
+Loss: (1 − λ)·L1 + λ·(1 − SSIM), both weighted per pixel, plus a light pull on opacities and sizes
+that lets useless Gaussians fade, so that `densify.relocate` can put them to work elsewhere. All
+views have one size; everything is compiled once. Should a view need more (tile, Gaussian) pairs
+than the capacity, its step is thrown away, the capacity doubled and the step run again: the only
+recompilation there is. The same seed gives the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from see3d_jax.evaluation.metrics import psnr, ssim
+from see3d_jax.geometry.cameras import Camera
+from see3d_jax.splatting.densify import relocate
+from see3d_jax.splatting.gaussians import Gaussians
+from see3d_jax.splatting.render import enough_capacity, render_within
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """What to optimise and how fast. Rates are per Adam step.
+
+    Attributes:
+      steps: number of views shown.
+      means_rate: of positions, in units of the scene's size; decays to `means_rate_end`.
+      log_scales_rate, quaternions_rate, opacity_rate, sh_rate: constant until the last third,
+        then down to a tenth; `sh_rest_rate` is for degrees ≥ 1.
+      ssim_weight: λ of the loss.
+      opacity_pull, scale_pull: weights of the mean opacity and of the mean size ÷ scene size.
+      relocate_every, relocate_until: steps between relocations, and the share of the fit after
+        which there are none.
+      growth: factor on the number of Gaussians at each relocation, up to the capacity.
+    """
+
+    steps: int = 2000
+    means_rate: float = 6e-4
+    means_rate_end: float = 1e-5
+    log_scales_rate: float = 1e-2
+    quaternions_rate: float = 5e-3
+    opacity_rate: float = 5e-2
+    sh_rate: float = 1e-2
+    sh_rest_rate: float = 1e-3
+    ssim_weight: float = 0.2
+    opacity_pull: float = 0.01
+    scale_pull: float = 0.01
+    relocate_every: int = 50
+    relocate_until: float = 0.7
+    growth: float = 1.3
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingViews:
+    """V posed images of one size.
+
+    Attributes:
+      images: [V, H, W, 3] uint8.
+      cameras: batch of V cameras of size W × H.
+      weights: [V, H, W] uint8, 255 = a pixel counts fully, 0 = not at all; or None.
+    """
+
+    images: np.ndarray
+    cameras: Camera
+    weights: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """The fitted scene and how the fit went.
+
+    Attributes:
+      gaussians: as many slots as the initial scene had; some may be empty.
+      losses, psnrs: [steps] of the view shown at each step, before its update.
+      seconds: wall time, compilation included; `step_seconds`: median of a step.
+      pair_capacity: final size of the pair list.
+    """
+
+    gaussians: Gaussians
+    losses: np.ndarray
+    psnrs: np.ndarray
+    seconds: float
+    step_seconds: float
+    pair_capacity: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    gaussians: Gaussians
+    first_moment: Gaussians
+    second_moment: Gaussians
+    step: jax.Array
+
+
+def fit(
+    views: TrainingViews,
+    initial: Gaussians,
+    scene_size: float,
+    config: FitConfig = FitConfig(),
+    seed: int = 0,
+    near: float = 0.01,
+    progress: bool = True,
+    on_step: Callable[[int, Gaussians], None] | None = None,
+) -> FitResult:
+    """Optimises the Gaussians.
+
+    Args:
+      views: what to reproduce.
+      initial: starting scene; its slots are the largest number of Gaussians there will be.
+      scene_size: typical distance from cameras to content, in scene units; scales the rates.
+      config: rates and schedule.
+      seed: of the order of the views and of relocation.
+      near: nearest visible depth, in scene units.
+      progress: show a bar with PSNR and time left.
+      on_step: called after every step, e.g. to record a time lapse.
+    """
+    started = time.perf_counter()
+    generator = np.random.default_rng(seed)
+    keys = jax.random.key(seed)
+    images, weights = jnp.asarray(views.images), views.weights
+    weights = None if weights is None else jnp.asarray(weights)
+    cameras = Camera(
+        jnp.asarray(views.cameras.intrinsics, jnp.float32),
+        jnp.asarray(views.cameras.world_to_camera, jnp.float32),
+        views.cameras.width,
+        views.cameras.height,
+    )
+    state = _State(initial, _zeros(initial), _zeros(initial), jnp.int32(0))
+    scale = jnp.float32(scene_size)
+    capacity = 1 << 14
+    losses, psnrs, durations = np.zeros(config.steps), np.zeros(config.steps), []
+    order: list[int] = []
+    bar = tqdm(total=config.steps, unit="step", desc="fit", disable=not progress, mininterval=0.5)
+    smooth = None
+    for step in range(config.steps):
+        if not order:
+            order = list(generator.permutation(len(views.images)))
+        index = jnp.int32(order.pop())
+        began = time.perf_counter()
+        while True:
+            candidate, loss, quality, pairs = _step(
+                config, capacity, state, images, weights, cameras, index, scale, jnp.float32(near)
+            )
+            if int(pairs) <= capacity:
+                break
+            capacity = enough_capacity(int(pairs) * 5 // 4)
+        state = candidate
+        losses[step], psnrs[step] = float(loss), float(quality)
+        durations.append(time.perf_counter() - began)
+        if not np.isfinite(losses[step]):
+            raise FloatingPointError(f"the fit diverged at step {step}: loss {losses[step]}")
+        if (step + 1) % config.relocate_every == 0 and step < config.relocate_until * config.steps:
+            state = _relocate(state, jax.random.fold_in(keys, step), jnp.float32(config.growth))
+        smooth = psnrs[step] if smooth is None else 0.95 * smooth + 0.05 * psnrs[step]
+        bar.set_postfix_str(f"PSNR {smooth:.2f} dB", refresh=False)
+        bar.update()
+        if on_step is not None:
+            on_step(step, state.gaussians)
+    bar.close()
+    return FitResult(
+        gaussians=state.gaussians,
+        losses=losses,
+        psnrs=psnrs,
+        seconds=time.perf_counter() - started,
+        step_seconds=float(np.median(durations)),
+        pair_capacity=capacity,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    config: FitConfig,
+    capacity: int,
+    state: _State,
+    images: jax.Array,
+    weights: jax.Array | None,
+    cameras: Camera,
+    index: jax.Array,
+    scene_size: jax.Array,
+    near: jax.Array,
+) -> tuple[_State, jax.Array, jax.Array, jax.Array]:
+    """One Adam step on one view → new state, loss, PSNR, pairs needed."""
+    truth = images[index].astype(jnp.float32) / 255.0
+    weight = None if weights is None else weights[index].astype(jnp.float32) / 255.0
+
+    def loss_of(gaussians: Gaussians) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        picture = render_within(gaussians, cameras[index], capacity, near=near)
+        loss = photometric_loss(picture.rgb, truth, weight, config.ssim_weight)
+        loss += config.opacity_pull * jax.nn.sigmoid(gaussians.opacity_logits).mean()
+        loss += config.scale_pull * jnp.exp(gaussians.log_scales).mean() / scene_size
+        return loss, (psnr(picture.rgb, truth, weight), picture.pair_count)
+
+    (loss, (quality, pairs)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.gaussians)
+    return _adam(state, gradient, _rates(config, state.step, scene_size)), loss, quality, pairs
+
+
+def photometric_loss(
+    image: jax.Array, truth: jax.Array, weight: jax.Array | None, ssim_weight: float
+) -> jax.Array:
+    """(1 − λ)·L1 + λ·(1 − SSIM) of [H, W, 3] images in [0, 1], weighted by [H, W] or not."""
+    error = jnp.abs(image - truth).mean(-1)
+    absolute = error.mean() if weight is None else (error * weight).sum() / (weight.sum() + 1e-6)
+    if ssim_weight == 0.0:
+        return absolute
+    return (1 - ssim_weight) * absolute + ssim_weight * (1.0 - ssim(image, truth, weight))
+
+
+def _rates(config: FitConfig, step: jax.Array, scene_size: jax.Array) -> Gaussians:
+    """Learning rate of every parameter group, in the shape of the parameters."""
+    progress = step / config.steps
+    decay = (config.means_rate_end / config.means_rate) ** progress
+    late = 0.1 ** jnp.maximum(0.0, (progress - 2 / 3) * 3)
+    return Gaussians(
+        means=config.means_rate * scene_size * decay,
+        log_scales=config.log_scales_rate * late,
+        quaternions=config.quaternions_rate * late,
+        opacity_logits=config.opacity_rate * late,
+        sh=jnp.where(jnp.arange(16) == 0, config.sh_rate, config.sh_rest_rate) * late,
+    )
+
+
+def _adam(state: _State, gradient: Gaussians, rates: Gaussians) -> _State:
+    """Adam (β = 0.9, 0.999; ε = 1e-15, gradients of splats are tiny)."""
+    step = state.step + 1
+    first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state.first_moment, gradient)
+    second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, state.second_moment, gradient)
+    correct1, correct2 = 1 - 0.9**step, 1 - 0.999**step
+    coefficients = gradient.sh.shape[1]
+    rates = dataclasses.replace(rates, sh=rates.sh[:coefficients, None])
+    moved = jax.tree.map(
+        lambda p, m, v, rate: p - rate * (m / correct1) / (jnp.sqrt(v / correct2) + 1e-15),
+        state.gaussians,
+        first,
+        second,
+        rates,
+    )
+    return _State(moved, first, second, step)
+
+
+@jax.jit
+def _relocate(state: _State, key: jax.Array, growth: jax.Array) -> _State:
+    moments = (state.first_moment, state.second_moment)
+    gaussians, (first, second), _ = relocate(state.gaussians, moments, key, growth)
+    return _State(gaussians, first, second, state.step)
+
+
+def _zeros(gaussians: Gaussians) -> Gaussians:
+    return jax.tree.map(jnp.zeros_like, gaussians)

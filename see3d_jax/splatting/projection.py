@@ -1,0 +1,147 @@
+"""3D Gaussians → 2D Gaussians in the image (EWA splatting, Zwicker et al. 2001; 3DGS Sec. 4).
+
+Differentiable in every Gaussian parameter and in the camera's pose and intrinsics. All per-
+Gaussian maths runs on arrays with N as the last axis, because thousands of 3×3 products are slow
+on every backend while a few fused loops over N are not.
+
+The 2D falloff is stored as a Cholesky factor: with d = pixel − mean,
+  alpha(pixel) = opacity · exp(−½ (z1² + z2²)),  z1 = l11·dx + l21·dy,  z2 = l22·dy.
+It stays accurate for long thin Gaussians, where the usual inverse covariance cancels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from see3d_jax.geometry.cameras import Camera
+from see3d_jax.splatting.gaussians import SH_C0, Gaussians
+
+# Below this alpha an 8-bit image cannot change: the support of a Gaussian ends there.
+MIN_ALPHA = 1.0 / 255.0
+# Added to the 2D covariance, pixels²: a Gaussian never gets thinner than about a pixel.
+BLUR = 0.3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """N Gaussians in one image; `extents` is 0 where nothing is to be drawn.
+
+    Attributes:
+      means: [2, N] x, y in pixels (centres at +0.5).
+      cholesky: [3, N] l11, l21, l22 in 1/pixels (see the module docstring).
+      opacities: [N] in [0, 1].
+      colors: [3, N] RGB ≥ 0.
+      depths: [N] planar z of the centre.
+      extents: [2, N] half width and height, in pixels, of the region where alpha ≥ 1/255.
+    """
+
+    means: jax.Array
+    cholesky: jax.Array
+    opacities: jax.Array
+    colors: jax.Array
+    depths: jax.Array
+    extents: jax.Array
+
+
+def project_gaussians(gaussians: Gaussians, camera: Camera, near: float = 0.01) -> Projected:
+    """Projects N Gaussians into one camera; those nearer than `near` (scene units) are dropped."""
+    rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
+    fx, fy = camera.intrinsics[0, 0], camera.intrinsics[1, 1]
+    cx, cy = camera.intrinsics[0, 2], camera.intrinsics[1, 2]
+
+    x, y, depth = (
+        jnp.einsum("ij,nj->in", rotation, gaussians.means, precision="highest")
+        + translation[:, None]
+    )
+    in_front = depth > near
+    # The double where keeps NaN out of the gradient of points at or behind the camera.
+    z = jnp.where(in_front, depth, 1.0)
+    slope_x, slope_y = x / z, y / z
+    means = jnp.stack([fx * slope_x + cx, fy * slope_y + cy])
+
+    # Rows of J·W·R·S (2×3): the covariance is this matrix times its transpose. The linearisation
+    # is taken no further out than 15 % beyond the image, where it would blow up.
+    margin_x, margin_y = 0.15 * camera.width / fx, 0.15 * camera.height / fy
+    bent_x = jnp.clip(slope_x, -cx / fx - margin_x, (camera.width - cx) / fx + margin_x)
+    bent_y = jnp.clip(slope_y, -cy / fy - margin_y, (camera.height - cy) / fy + margin_y)
+    axes = rotation_columns(gaussians.quaternions) * jnp.exp(gaussians.log_scales).T  # [3, 3, N]
+    axes = jnp.einsum("ij,jkn->ikn", rotation, axes, precision="highest")
+    u = (fx / z) * (axes[0] - bent_x * axes[2])
+    v = (fy / z) * (axes[1] - bent_y * axes[2])
+    uu, uv, vv = (u * u).sum(0), (u * v).sum(0), (v * v).sum(0)
+    # det(A Aᵀ) = |u × v|²: a sum of squares, where uu·vv − uv² would cancel.
+    cross = u[jnp.array([1, 2, 0])] * v[jnp.array([2, 0, 1])]
+    cross = cross - u[jnp.array([2, 0, 1])] * v[jnp.array([1, 2, 0])]
+    determinant = (cross * cross).sum(0) + BLUR * (uu + vv) + BLUR * BLUR
+    uu, vv = uu + BLUR, vv + BLUR
+    l11 = jnp.sqrt(vv / determinant)
+    cholesky = jnp.stack([l11, -uv / vv * l11, 1.0 / jnp.sqrt(vv)])
+
+    opacities = jax.nn.sigmoid(gaussians.opacity_logits)
+    # alpha ≥ MIN_ALPHA ⇔ z1² + z2² ≤ reach, so fainter Gaussians cover fewer pixels.
+    reach = 2.0 * jnp.log(jnp.maximum(opacities / MIN_ALPHA, 1.0))
+    extents = jnp.sqrt(reach * jax.lax.stop_gradient(jnp.stack([uu, vv])))
+    size = jnp.array([camera.width, camera.height], means.dtype)[:, None]
+    drawn = in_front & (opacities > MIN_ALPHA)
+    drawn &= ((means + extents > 0) & (means - extents < size)).all(0)
+    extents = jax.lax.stop_gradient(jnp.where(drawn, extents, 0.0))
+
+    position = -(rotation * translation[:, None]).sum(0)
+    return Projected(
+        means=means,
+        cholesky=cholesky,
+        opacities=opacities,
+        colors=sh_colors(gaussians.sh, gaussians.means.T - position[:, None]),
+        depths=depth,
+        extents=extents,
+    )
+
+
+def rotation_columns(quaternions: jax.Array) -> jax.Array:
+    """wxyz [N, 4], any length → rotation matrices [3, 3, N] (row, column, Gaussian)."""
+    w, x, y, z = quaternions.T / jnp.sqrt(jnp.maximum((quaternions**2).sum(-1), 1e-24))
+    return jnp.stack(
+        [
+            jnp.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]),
+            jnp.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]),
+            jnp.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]),
+        ]
+    )
+
+
+def sh_colors(sh: jax.Array, directions: jax.Array) -> jax.Array:
+    """Colour seen along directions from the camera: sh [N, K, 3], directions [3, N] → [3, N] ≥ 0.
+
+    Real spherical harmonics in the order and with the signs of 3DGS files (Condon–Shortley
+    phase: degree 1 is −y, z, −x).
+    """
+    number = sh.shape[1]
+    basis = [jnp.full(sh.shape[0], SH_C0, sh.dtype)]
+    if number > 1:
+        squared = (directions**2).sum(0)
+        x, y, z = directions / jnp.sqrt(jnp.maximum(squared, 1e-24))
+        basis += [-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
+    if number > 4:
+        basis += [
+            1.0925484305920792 * x * y,
+            -1.0925484305920792 * y * z,
+            0.31539156525252005 * (2 * z * z - x * x - y * y),
+            -1.0925484305920792 * x * z,
+            0.5462742152960396 * (x * x - y * y),
+        ]
+    if number > 9:
+        basis += [
+            -0.5900435899266435 * y * (3 * x * x - y * y),
+            2.890611442640554 * x * y * z,
+            -0.4570457994644658 * y * (4 * z * z - x * x - y * y),
+            0.3731763325901154 * z * (2 * z * z - 3 * x * x - 3 * y * y),
+            -0.4570457994644658 * x * (4 * z * z - x * x - y * y),
+            1.445305721320277 * z * (x * x - y * y),
+            -0.5900435899266435 * x * (x * x - 3 * y * y),
+        ]
+    weighted = sum(basis[k] * sh[:, k].T for k in range(number))
+    return jnp.maximum(weighted + 0.5, 0.0)

@@ -1,0 +1,268 @@
+"""Front-to-back blending of 2D Gaussians, tile by tile, with a hand-written gradient (3DGS Sec. 6).
+
+  alpha_i = min(0.99, opacity_i · exp(−½|z_i|²)), 0 below 1/255;   w_i = T_i · alpha_i
+  T_{i+1} = T_i · (1 − alpha_i);                                   out = Σ w_i · feature_i
+
+Tiles of 8×8 pixels, sorted by list length, are worked off in blocks of `BLOCK`; a block walks its
+lists in segments of `SEGMENT` Gaussians until the longest list ends or no pixel lets light
+through. The backward pass walks the same way again, front to back, from the outputs alone: what
+lies behind Gaussian i is the total minus what has been blended so far, so nothing is stored per
+(pixel, Gaussian) pair and memory does not grow with depth complexity.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from see3d_jax.splatting.binning import TILE, TileLists, tile_grid
+from see3d_jax.splatting.projection import MIN_ALPHA
+
+MAX_ALPHA = 0.99
+# A pixel is finished when less than this share of the light behind could still arrive.
+MIN_TRANSMITTANCE = 1e-6
+BLOCK = 32  # tiles per block
+SEGMENT = 16  # Gaussians per tile between two checks for the end
+PIXELS = TILE * TILE
+SHAPE_COLUMNS = 6  # mean x, y; l11, l21, l22; opacity. The features follow.
+
+
+class _Block(NamedTuple):
+    """`BLOCK` tiles: [BLOCK] list start and length, [2, BLOCK] corner pixel."""
+
+    start: jax.Array
+    length: jax.Array
+    corner: jax.Array
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def rasterize(
+    table: jax.Array, lists: TileLists, width: int, height: int
+) -> tuple[jax.Array, jax.Array]:
+    """Blends Gaussians into an image.
+
+    Args:
+      table: [N, 6 + C] per Gaussian: mean x, y (pixels); l11, l21, l22; opacity; C features.
+      lists: tile lists of this image; must not have overflowed.
+      width, height: image size in pixels (static).
+
+    Returns:
+      [H, W, C] blended features (premultiplied: nothing is added for the background) and
+      [H, W] transmittance left for the background.
+    """
+    outputs, transmittance = _forward(table, lists, width, height)
+    return _to_image(outputs, width, height), _to_image(transmittance, width, height)
+
+
+def _rasterize_forward(table: jax.Array, lists: TileLists, width: int, height: int):
+    outputs, transmittance = _forward(table, lists, width, height)
+    images = _to_image(outputs, width, height), _to_image(transmittance, width, height)
+    return images, (table, lists, outputs, transmittance)
+
+
+def _rasterize_backward(width: int, height: int, residuals, gradients):  # noqa: ANN001
+    table, lists, outputs, transmittance = residuals
+    grad_outputs = _to_tiles(gradients[0], width, height)
+    grad_transmittance = _to_tiles(gradients[1], width, height)
+    total = (outputs * grad_outputs).sum(1) + transmittance * grad_transmittance
+    return _backward(table, lists, width, height, grad_outputs, total), None
+
+
+rasterize.defvjp(_rasterize_forward, _rasterize_backward)
+
+
+def _forward(
+    table: jax.Array, lists: TileLists, width: int, height: int
+) -> tuple[jax.Array, jax.Array]:
+    """→ outputs [T, C, 64] and transmittance [T, 64], tiles row by row."""
+    features = table.shape[1] - SHAPE_COLUMNS
+    blocks, order = _schedule(lists, width, height)
+
+    def draw(block: _Block) -> tuple[jax.Array, jax.Array]:
+        def segment(state):  # noqa: ANN001
+            step, transmittance, output = state
+            _, rows = _gather(table, lists, block, step)
+
+            def blend(carry, row):  # noqa: ANN001
+                transmittance, output = carry
+                alpha = _alpha(row, block.corner)[-1]
+                weight = alpha * transmittance
+                colour = row[:, SHAPE_COLUMNS:, None]
+                return (transmittance - weight, output + weight[:, None] * colour), None
+
+            (transmittance, output), _ = jax.lax.scan(blend, (transmittance, output), rows)
+            return step + 1, transmittance, output
+
+        start = (
+            jnp.int32(0),
+            jnp.ones((BLOCK, PIXELS), table.dtype),
+            jnp.zeros((BLOCK, features, PIXELS), table.dtype),
+        )
+        _, transmittance, output = jax.lax.while_loop(partial(_unfinished, block), segment, start)
+        return output, transmittance
+
+    outputs, transmittance = jax.lax.map(draw, blocks)
+    return tuple(_unschedule(leaf, order) for leaf in (outputs, transmittance))
+
+
+def _backward(
+    table: jax.Array,
+    lists: TileLists,
+    width: int,
+    height: int,
+    grad_outputs: jax.Array,
+    total: jax.Array,
+) -> jax.Array:
+    """Gradient of the table. grad_outputs [T, C, 64]; total [T, 64] = Σ outputs · gradient."""
+    blocks, order = _schedule(lists, width, height)
+    local = _pixel_offsets(table.dtype)
+    moments = jnp.stack([jnp.ones_like(local[0]), *local], -1)  # [64, 3]: 1, x, y
+    scheduled = _reschedule(grad_outputs, order), _reschedule(total, order)
+
+    def accumulate(gradient: jax.Array, work):  # noqa: ANN001
+        block, grad_output, total = work
+
+        def segment(state):  # noqa: ANN001
+            step, transmittance, remaining, gradient = state
+            index, rows = _gather(table, lists, block, step)
+
+            def unblend(carry, row):  # noqa: ANN001
+                transmittance, remaining = carry
+                _, _, falloff, raw, alpha = _alpha(row, block.corner)
+                # This Gaussian's own value and all that lies behind it, as seen by the loss.
+                value = (row[:, SHAPE_COLUMNS:, None] * grad_output).sum(1)
+                weight = alpha * transmittance
+                remaining = remaining - weight * value
+                grad_alpha = transmittance * value - remaining / (1.0 - alpha)
+                moved = (raw >= MIN_ALPHA) & (raw < MAX_ALPHA)
+                grad_opacity = jnp.where(moved, grad_alpha * falloff, 0.0)
+                return (transmittance - weight, remaining), (weight, grad_opacity)
+
+            (transmittance, remaining), (weight, grad_opacity) = jax.lax.scan(
+                unblend, (transmittance, remaining), rows
+            )
+            rows_gradient = _gather_pixels(
+                rows, block.corner, weight, grad_opacity, grad_output, moments
+            )
+            return step + 1, transmittance, remaining, gradient.at[index].add(rows_gradient)
+
+        start = (jnp.int32(0), jnp.ones_like(total), total, gradient)
+        return jax.lax.while_loop(partial(_unfinished, block), segment, start)[-1], None
+
+    return jax.lax.scan(accumulate, jnp.zeros_like(table), (blocks, *scheduled))[0]
+
+
+def _gather_pixels(
+    rows: jax.Array,
+    corner: jax.Array,
+    weight: jax.Array,
+    grad_opacity: jax.Array,
+    grad_output: jax.Array,
+    moments: jax.Array,
+) -> jax.Array:
+    """Sums a segment's per-pixel gradients over pixels: → [SEGMENT, BLOCK, 6 + C]."""
+    dot = partial(jnp.matmul, precision="highest")
+    z1, z2 = _alpha(rows, corner)[:2]
+    scale = -rows[..., 5, None] * grad_opacity
+    d1, d2 = dot(scale * z1, moments), dot(scale * z2, moments)  # [SEGMENT, BLOCK, 3]
+    l11, l21, l22 = rows[..., 2], rows[..., 3], rows[..., 4]
+    x, y = corner[0] - rows[..., 0], corner[1] - rows[..., 1]
+    shape = [
+        -l11 * d1[..., 0],
+        -l21 * d1[..., 0] - l22 * d2[..., 0],
+        d1[..., 1] + x * d1[..., 0],
+        d1[..., 2] + y * d1[..., 0],
+        d2[..., 2] + y * d2[..., 0],
+        dot(grad_opacity, moments[:, 0]),
+    ]
+    colour = jnp.einsum("sbp,bcp->sbc", weight, grad_output, precision="highest")
+    return jnp.concatenate([jnp.stack(shape, -1), colour], -1)
+
+
+def _alpha(row: jax.Array, corner: jax.Array) -> tuple[jax.Array, ...]:
+    """Rows [..., BLOCK, 6 + C] → z1, z2, falloff, raw alpha, alpha [..., 64] at pixels."""
+    x, y = _pixel_offsets(row.dtype)
+    l11, l21, l22 = row[..., 2], row[..., 3], row[..., 4]
+    to_x, to_y = corner[0] - row[..., 0], corner[1] - row[..., 1]
+    z1 = (l11 * to_x + l21 * to_y)[..., None] + l11[..., None] * x + l21[..., None] * y
+    z2 = (l22 * to_y)[..., None] + l22[..., None] * y
+    falloff = jnp.exp(-0.5 * (z1 * z1 + z2 * z2))
+    raw = row[..., 5, None] * falloff
+    return z1, z2, falloff, raw, jnp.where(raw >= MIN_ALPHA, jnp.minimum(raw, MAX_ALPHA), 0.0)
+
+
+def _gather(
+    table: jax.Array, lists: TileLists, block: _Block, step: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Segment `step` of every list in the block: indices and rows [SEGMENT, BLOCK, …].
+
+    Past the end of a list stand copies of Gaussian 0 with opacity 0.
+    """
+    position = step * SEGMENT + jnp.arange(SEGMENT, dtype=jnp.int32)[:, None]
+    inside = position < block.length
+    place = jnp.minimum(block.start + position, lists.gaussian.shape[0] - 1)
+    index = jnp.where(inside, lists.gaussian[place], 0)
+    rows = table[index]
+    return index, rows.at[..., 5].set(jnp.where(inside, rows[..., 5], 0.0))
+
+
+def _unfinished(block: _Block, state: tuple) -> jax.Array:
+    step, transmittance = state[0], state[1]
+    return (step * SEGMENT < block.length.max()) & (transmittance.max() > MIN_TRANSMITTANCE)
+
+
+def _pixel_offsets(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """x and y of a tile's 64 pixel centres, from its corner."""
+    pixel = jnp.arange(PIXELS, dtype=jnp.int32)
+    return (pixel % TILE).astype(dtype) + 0.5, (pixel // TILE).astype(dtype) + 0.5
+
+
+def _schedule(lists: TileLists, width: int, height: int) -> tuple[_Block, jax.Array]:
+    """Blocks of tiles of like list length [n, BLOCK], and the tile order they came from."""
+    across, down = tile_grid(width, height)
+    tiles = across * down
+    missing = -tiles % BLOCK
+    length = jnp.pad(lists.length, (0, missing))
+    start = jnp.pad(lists.start, (0, missing))
+    order = jnp.argsort(-length)
+    corner = jnp.stack([order % across, order // across]).astype(jnp.float32) * TILE
+    corner = corner.reshape(2, -1, BLOCK).swapaxes(0, 1)
+    return _Block(start[order].reshape(-1, BLOCK), length[order].reshape(-1, BLOCK), corner), order
+
+
+def _reschedule(tiles: jax.Array, order: jax.Array) -> jax.Array:
+    """[T, …] in image order → [n, BLOCK, …] in block order."""
+    padded = jnp.pad(tiles, [(0, order.shape[0] - tiles.shape[0])] + [(0, 0)] * (tiles.ndim - 1))
+    return padded[order].reshape(-1, BLOCK, *tiles.shape[1:])
+
+
+def _unschedule(blocks: jax.Array, order: jax.Array) -> jax.Array:
+    """Inverse of `_reschedule`, padding still at the end."""
+    return (
+        jnp.zeros((order.shape[0], *blocks.shape[2:]), blocks.dtype)
+        .at[order]
+        .set(blocks.reshape(-1, *blocks.shape[2:]), unique_indices=True)
+    )
+
+
+def _to_image(tiles: jax.Array, width: int, height: int) -> jax.Array:
+    """[≥ T, (C,) 64] → [H, W(, C)]."""
+    across, down = tile_grid(width, height)
+    image = tiles[: across * down].reshape(down, across, -1, TILE, TILE)
+    image = image.transpose(0, 3, 1, 4, 2).reshape(down * TILE, across * TILE, -1)
+    image = image[:height, :width]
+    return image[..., 0] if tiles.ndim == 2 else image
+
+
+def _to_tiles(image: jax.Array, width: int, height: int) -> jax.Array:
+    """[H, W(, C)] → [T padded to whole blocks, (C,) 64], zeros outside the image."""
+    across, down = tile_grid(width, height)
+    flat = image[..., None] if image.ndim == 2 else image
+    flat = jnp.pad(flat, ((0, down * TILE - height), (0, across * TILE - width), (0, 0)))
+    tiles = flat.reshape(down, TILE, across, TILE, -1).transpose(0, 2, 4, 1, 3)
+    tiles = tiles.reshape(across * down, -1, PIXELS)
+    tiles = jnp.pad(tiles, ((0, -(across * down) % BLOCK), (0, 0), (0, 0)))
+    return tiles[:, 0] if image.ndim == 2 else tiles
