@@ -55,12 +55,13 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--depth", type=_PATH, metavar="FILE",
-    help="Planar depth of the (first) reference: .npy, .npz, 16-bit .png, .exr or .tiff; any "
-    "positive unit; a folder's own depth is used where it has one.",
+    help="Planar depth of the (first) reference: .npy, .npz or .exr in any unit, or 16-bit "
+    ".png in steps of 1/1000; a folder's own depth is used where it has one.",
 )  # fmt: skip
 @click.option(
-    "--trajectory", required=True, metavar="orbit|spiral|forward|FILE",
-    help="Camera path around the reference, or a file of cameras (nerfstudio transforms.json).",
+    "--trajectory", required=True, metavar="MOVE_OR_FILE",
+    help="orbit, spiral, forward or look_around (scaled by the depth of the first reference), or "
+    "a file of cameras: transforms.json, CSV (x, y, z, qw, qx, qy, qz), COLMAP folder.",
 )  # fmt: skip
 @click.option(
     "--checkpoint", type=_PATH, required=True, metavar="DIR",
@@ -80,8 +81,10 @@ Examples:
     help="Horizontal field of view of a photo whose camera is unknown [default: 55].",
 )  # fmt: skip
 @click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
-@click.option("--guidance", type=float, default=2.0, show_default=True,
-              help="Guidance g in (1 + g)·cond − g·uncond.")  # fmt: skip
+@click.option(
+    "--guidance", type=float, default=None, metavar="G",
+    help="G in (1 + G)·cond − G·uncond [default: what the training run evaluated with].",
+)  # fmt: skip
 @click.option(
     "--size", type=int, default=None, metavar="PIXELS",
     help="Side of the square of equal area to work at [default: the model's].",

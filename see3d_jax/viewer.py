@@ -115,7 +115,7 @@ def _reconstruction(folder: Path) -> str | None:
         [
             ("point_cloud.ply", _SPLAT_VIEWERS),
             ("orbit.mp4", "a flight around the scene; any video player"),
-            ("comparison.png", "renders beside the photos"),
+            ("renders.png", "held-out photos above what the scene shows from there"),
             ("metrics.json", "scores on held-out views"),
         ],
     )
@@ -227,9 +227,11 @@ class RunFolders:
     """Where the stages of one run wrote; a stage that was not run is None.
 
     Attributes:
+      videos: folder whose contact_sheet.png shows what the run started from.
       generations, reconstructions: heading → folder, shown in this order.
     """
 
+    videos: Path | None = None
     curation: Path | None = None
     training: Path | None = None
     generations: Mapping[str, Path] = dataclasses.field(default_factory=dict)
@@ -248,6 +250,9 @@ def write_report(
     file that a stage did not write leaves its picture or table out.
     """
     parts = []
+    if folders.videos and (folders.videos / "contact_sheet.png").is_file():
+        sheet = html.image(folders.videos / "contact_sheet.png", "Some frames of every video")
+        parts.append(html.section("Videos", _folded("Show the videos", _wide(sheet))))
     if folders.curation:
         parts.append(_curation_section(folders.curation))
     if folders.training:
@@ -283,12 +288,11 @@ def _curation_section(folder: Path) -> str:
             f"{len(rows)} videos looked at, {kept} kept, {sum(row[4] for row in rows)} clips "
             "written. Training takes static scenes seen from a moving camera."
         ),
-        html.table(("video", "decision", "stage", "reason", "clips kept"), rows[:60]),
+        _folded(
+            "Decision for every video" if len(rows) <= 60 else "Decisions for the first 60 videos",
+            html.table(("video", "decision", "stage", "reason", "clips kept"), rows[:60]),
+        ),
     ]
-    if len(rows) > 60:
-        body.append(html.paragraph(f"… and {len(rows) - 60} more: {folder.name}/decisions.jsonl"))
-    sheets = sorted((folder / "sheets").glob("*.jpg")) + sorted((folder / "sheets").glob("*.png"))
-    body += [html.image(sheet, f"Frames of {sheet.stem}") for sheet in sheets[:4]]
     return html.section("Curation", *body)
 
 
@@ -296,7 +300,7 @@ def _training_section(folder: Path) -> str:
     lines = read_json_lines(folder / "metrics.jsonl")
     body = []
     curves = []
-    for key, label in (("loss", "training loss"), ("eval_loss", "held-out loss")):
+    for key, label in (("loss", "training loss"), ("heldout_psnr", "held-out PSNR, dB")):
         points = [(line["step"], line[key]) for line in lines if "step" in line and key in line]
         if len(points) > 1:
             curves.append(curve_svg([p[0] for p in points], [p[1] for p in points], "step", label))
@@ -307,9 +311,8 @@ def _training_section(folder: Path) -> str:
         for line in lines:
             last.update(line)
         rows = [(k, _number(v)) for k, v in last.items() if isinstance(v, int | float)]
-        values = html.table(("value", "at the end"), rows)
-        body.append(f"<details><summary>Last logged values</summary>{values}</details>")
-    grids = sorted(p for p in folder.rglob("*.png") if ".orbax" not in p.name)
+        body.append(_folded("Last logged values", html.table(("value", "at the end"), rows)))
+    grids = sorted((folder / "samples").glob("*.png"))
     if grids:
         body.append(
             html.image(
@@ -327,12 +330,12 @@ def _generation_section(heading: str, folder: Path) -> str:
     if run.get("note"):
         body.append(html.paragraph(run["note"]))
     if (folder / "contact_sheet.png").is_file():
-        body.append(html.image(folder / "contact_sheet.png", "Every view, stage by stage"))
+        body.append(_wide(html.image(folder / "contact_sheet.png", "Views, stage by stage")))
     scores = read_json(folder / "metrics.json")
     if scores:
         body.append(_score_table(scores))
     if (folder / "video.mp4").is_file():
-        body.append(html.video(folder / "video.mp4", "The views in order"))
+        body.append(html.video(folder / "video.mp4", "The views, there and back"))
     return html.section(heading, *body)
 
 
@@ -341,8 +344,8 @@ def _score_table(scores: dict[str, Any]) -> str:
     rows = []
     for name, regions in scores["methods"].items():
         cells = [
-            _number(regions[region][metric])
-            for metric in ("psnr", "ssim")
+            "–" if regions[region][metric] is None else f"{regions[region][metric]:{style}}"
+            for metric, style in (("psnr", ".2f"), ("ssim", ".3f"))
             for region in ("all", "known", "hole")
         ]
         rows.append((name.replace("_", " "), *cells))
@@ -355,14 +358,36 @@ def _score_table(scores: dict[str, Any]) -> str:
 
 def _reconstruction_section(heading: str, folder: Path) -> str:
     scores = read_json(folder / "metrics.json") or {}
-    rows = [(k, _number(v)) for k, v in scores.items() if isinstance(v, int | float | str)]
-    body = [html.table(("value", ""), rows)] if rows else []
-    pictures = sorted(p for p in folder.rglob("*.png") if not p.name.startswith("."))
-    body += [html.image(p, f"{p.stem.replace('_', ' ')}") for p in pictures[:4]]
-    for name in ("orbit.mp4",):
-        if (folder / name).is_file():
-            body.append(html.video(folder / name, "The scene of Gaussians, rendered on an orbit"))
+    rows = [
+        (label, _number(scores[key]))
+        for key, label in (
+            ("psnr", "PSNR on held-out views, dB"),
+            ("ssim", "SSIM on held-out views"),
+            ("train_psnr", "PSNR on fitted views, dB"),
+            ("num_train_views", "views fitted"),
+            ("num_test_views", "views held out"),
+            ("num_gaussians", "Gaussians"),
+            ("steps", "steps"),
+            ("milliseconds_per_step", "milliseconds per step"),
+        )
+        if key in scores
+    ]
+    body = [html.table(("measure", "value"), rows)] if rows else []
+    if (folder / "renders.png").is_file():
+        caption = "Held-out images above what the scene of Gaussians shows from there"
+        body.append(_wide(html.image(folder / "renders.png", caption)))
+    if (folder / "orbit.mp4").is_file():
+        body.append(html.video(folder / "orbit.mp4", "A flight along the path of the cameras"))
     return html.section(heading, *body)
+
+
+def _wide(picture_html: str) -> str:
+    """A picture with small print: on a narrow screen it keeps its size and scrolls sideways."""
+    return f'<div class="scroll"><div style="min-width:52rem">{picture_html}</div></div>'
+
+
+def _folded(summary: str, body_html: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{body_html}</details>"
 
 
 def _number(value: object) -> str:

@@ -1,0 +1,546 @@
+"""New views of a photo (or a few posed ones) along a camera path, paper Sec. 3.3, one round.
+
+    reference images + depth ─ z-buffer warp ─► Î, M for every camera of the path
+    Î, M, references ─ codec ─► latents ─ DDIM over groups of views ─► codec ─► views
+
+A group holds as many views as the model was trained with: the references, clean in every group,
+and the next targets; so memory does not grow with the length of the path. The aspect ratio of the
+input is kept: the working size has the area the model was trained at. Images are uint8 RGB
+[h, w, 3] here, masks bool with True = known, depth planar z; cameras as in geometry.cameras.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from see3d_jax.diffusion.sampler import SamplerConfig, sample, sampling_steps
+from see3d_jax.diffusion.schedule import Schedule
+from see3d_jax.errors import InputError
+from see3d_jax.evaluation.metrics import psnr, ssim
+from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, stack
+from see3d_jax.geometry.scene_files import read_transforms
+from see3d_jax.geometry.trajectories import MOVES, focus_distance, from_file, make_trajectory
+from see3d_jax.geometry.warping import warp_views
+from see3d_jax.media import image_size, read_image
+from see3d_jax.models.codec import Codec
+from see3d_jax.models.unet import UNetConfig
+from see3d_jax.models.weights import Params, apply_unet
+from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_scene
+from see3d_jax.pipelines.pretrained import See3DModel, load_model
+
+DEFAULT_FOV = 55.0  # degrees, horizontal: between a phone's main camera (65) and its zoom (45)
+DEFAULT_VIEWS = 8
+_SUPERSAMPLE = 4  # references are warped at up to this many times the working size
+_KNOWN_SHARE = 0.9  # of a pixel; the released code thresholds its warp masks there, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What `generate` returns; N views, R references, all of one size h × w.
+
+    Attributes:
+      views: [N, h, w, 3] uint8, the result: `composited` if asked for, else `generated`.
+      generated: [N, h, w, 3] uint8, as the model made them.
+      composited: [N, h, w, 3] uint8, the same with the known pixels of the warp put back.
+      cameras: batch [N].
+      warps: [N, h, w, 3] uint8, black where unknown; masks: [N, h, w] bool, True = known.
+      depths: [N, h, w] float32, planar z of the warp, 0 = unknown.
+      inpainted: [N, h, w, 3] uint8, the warp filled by OpenCV (Telea).
+      references, reference_cameras, reference_depths, reference_names: the R given views.
+      truth: [N, h, w, 3] uint8 or None.
+      metrics: PSNR and SSIM against the truth (see `score`), or None.
+      run: every setting, the seed and the seconds spent, as plain JSON values.
+    """
+
+    views: np.ndarray
+    generated: np.ndarray
+    composited: np.ndarray
+    cameras: Camera
+    warps: np.ndarray
+    masks: np.ndarray
+    depths: np.ndarray
+    inpainted: np.ndarray
+    references: np.ndarray
+    reference_cameras: Camera
+    reference_depths: np.ndarray
+    reference_names: tuple[str, ...]
+    truth: np.ndarray | None
+    metrics: dict[str, Any] | None
+    run: dict[str, Any]
+
+
+def generate(
+    source: str | os.PathLike[str],
+    *,
+    trajectory: str,
+    checkpoint: str | os.PathLike[str],
+    depth: str | os.PathLike[str] | None = None,
+    views: int | None = None,
+    references: Sequence[int | str] = (),
+    fov: float | None = None,
+    steps: int = 25,
+    guidance: float | None = None,
+    size: int | None = None,
+    composite: bool = False,
+    truth: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Generated:
+    """Generates views along a camera path from one photo with depth, or from posed views with it.
+
+    Args:
+      source: a photo, or a scene folder (see `pipelines.inputs.load_scene`). A photo that is a
+        frame of the `trajectory` file takes its camera from there; otherwise its camera is the
+        origin of the world, with the horizontal field of view `fov`.
+      trajectory: a move around the first reference (`geometry.trajectories.MOVES`), or a file of
+        cameras: transforms.json, CSV, COLMAP folder.
+      checkpoint: workdir of a training run.
+      depth: planar depth of the first reference, of its size; needed where the source has none.
+      views: how many; default 8, or every camera of the file but those of the references.
+      references: indices or names of the source's frames to start from; default the first.
+      steps, guidance: of the DDIM sampler; guidance defaults to what the run evaluated with.
+      size: side of the square whose area the views have; default that of the training images.
+      composite: make `composited` the result.
+      truth: a scene folder that holds the true image of every camera of the path; default: the
+        source, if the path is its own.
+      seed: same seed, same views.
+
+    Raises InputError for anything wrong with these, naming it.
+    """
+    _check_numbers(views=views, steps=steps, size=size, guidance=guidance, fov=fov)
+    clock = _Clock()
+    scene = _open_source(Path(source), depth, trajectory, fov)
+    chosen = _choose_references(scene, references, depth)
+    model = load_model(checkpoint)
+    if guidance is None:
+        guidance = float(model.config["evaluation"]["guidance"])
+    first = scene.cameras[chosen[0]]
+    width, height = working_size(
+        first.width, first.height, size or model.image_size, model.size_multiple
+    )
+    images, cameras, depths = _load_references(scene, chosen, max(width, height) * _SUPERSAMPLE)
+    given_files = [scene.image_paths[i] for i in chosen]
+    path = _camera_path(trajectory, cameras[0], depths[0], given_files, views)
+    path = [path[i].resized(width, height) for i in range(len(path.intrinsics))]
+    file = _transforms_file(trajectory)
+    own = file is not None and file.parent.resolve() == scene.root.resolve()
+    true_images = _true_images(truth, file if own else None, path)
+    clock.lap("load")
+
+    targets = stack(path)
+    warps, masks, warp_depths = warp_references(images, depths, cameras, targets)
+    inpainted = np.stack([inpaint(w, m) for w, m in zip(warps, masks, strict=True)])
+    clock.lap("warp")
+
+    given = np.stack([_resized(image, width, height) for image in images])
+    generated = _sample_groups(model, given, warps, masks, steps, guidance, seed)
+    clock.lap("sample")
+
+    composited = np.where(masks[..., None], warps, generated)
+    result = composited if composite else generated
+    small = [camera.resized(width, height) for camera in cameras]
+    metrics = None
+    if true_images is not None:
+        nearest = given[nearest_reference(targets, stack(small))]
+        candidates = {
+            "raw_warp": warps, "inpainted_warp": inpainted, "generated": generated,
+            "generated_composited": composited, "nearest_reference": nearest,
+        }  # fmt: skip
+        metrics = score(true_images, masks, candidates)
+        clock.lap("score")
+    return Generated(
+        views=result, generated=generated, composited=composited, cameras=targets,
+        warps=warps, masks=masks, depths=warp_depths, inpainted=inpainted,
+        references=given, reference_cameras=stack(small),
+        reference_depths=np.stack([_nearest(d, width, height) for d in depths]),
+        reference_names=tuple(scene.names[i] for i in chosen),
+        truth=true_images, metrics=metrics,
+        run={
+            "input": str(source), "depth": depth and str(depth), "trajectory": trajectory,
+            "checkpoint": str(checkpoint), "checkpoint_step": model.step,
+            "truth": truth and str(truth),
+            "references": [scene.names[i] for i in chosen], "fov": fov, "steps": steps,
+            "guidance": guidance, "composite": composite, "seed": seed,
+            "width": width, "height": height, "num_views": len(path),
+            "known_share": round(float(masks.mean()), 4), "seconds": clock.laps,
+            "jax_backend": jax.default_backend(),
+        },
+    )  # fmt: skip
+
+
+# --- what is given ------------------------------------------------------------------------------
+
+
+def _check_numbers(**values: float | None) -> None:
+    for name in ("views", "steps"):
+        if values[name] is not None and values[name] < 1:
+            raise InputError(f"--{name} must be at least 1, got {values[name]}")
+    if values["size"] is not None and not 16 <= values["size"] <= 4096:
+        raise InputError(f"--size must be 16 to 4096 pixels, got {values['size']}")
+    if values["guidance"] is not None and not 0 <= values["guidance"] < math.inf:
+        raise InputError(f"--guidance must be 0 or more, got {values['guidance']}")
+    if values["fov"] is not None and not 1 <= values["fov"] <= 170:
+        raise InputError(f"--fov must be 1 to 170 degrees, got {values['fov']}")
+
+
+def _open_source(
+    source: Path, depth: str | os.PathLike[str] | None, trajectory: str, fov: float | None
+) -> Scene:
+    """The given photo or folder as a Scene; one photo is a scene of one view."""
+    if not source.exists():
+        raise InputError(f"{source}: no such photo or folder")
+    if source.is_dir() or source.suffix == ".json":
+        scene = load_scene(source)
+    else:
+        scene = _scene_of_photo(source, trajectory, fov)
+    if depth is not None:
+        depth = Path(depth)
+        # Integer steps mean what the scene's file says they mean; other formats hold plain numbers.
+        unit = scene.depth_unit if depth.suffix.lower() == ".png" else 1.0
+        scene = dataclasses.replace(
+            scene, depth_paths=(depth,) * len(scene), depth_unit=unit
+        )  # only that of the one reference will be read
+    if scene.depth_paths is None:
+        what = "has no depth maps" if source.is_dir() else "one photo needs its depth map"
+        raise InputError(f"{source}: {what}; give --depth FILE")
+    return scene
+
+
+def _scene_of_photo(photo: Path, trajectory: str, fov: float | None) -> Scene:
+    """A scene of one view, with the camera (and depth) it has in the trajectory file, if any."""
+    width, height = image_size(photo)
+    file = _transforms_file(trajectory)
+    if file is not None:
+        posed = read_transforms(file)
+        for i, name in enumerate(posed.files):
+            if (file.parent / name).resolve() == photo.resolve():
+                depths = posed.depth_files and (file.parent / posed.depth_files[i],)
+                return Scene(
+                    file.parent, (photo.stem,), (photo,), (posed.cameras[i],), depths,
+                    posed.depth_unit,
+                )  # fmt: skip
+    focal = 0.5 * width / math.tan(math.radians(fov or DEFAULT_FOV) / 2)
+    intrinsics = intrinsics_matrix(focal, focal, width / 2, height / 2)
+    camera = Camera(intrinsics, np.eye(4, dtype=np.float32), width, height)
+    return Scene(photo, (photo.stem,), (photo,), (camera,))
+
+
+def _choose_references(
+    scene: Scene, references: Sequence[int | str], depth: str | os.PathLike[str] | None
+) -> list[int]:
+    chosen = []
+    for wanted in references or (0,):
+        text = str(wanted)
+        if text in scene.names:
+            chosen.append(scene.names.index(text))
+        elif text.isdecimal() and int(text) < len(scene):
+            chosen.append(int(text))
+        else:
+            raise InputError(
+                f"--reference {text}: {scene.root} has frames 0 to {len(scene) - 1} "
+                f"({scene.names[0]} … {scene.names[-1]})"
+            )
+    chosen = list(dict.fromkeys(chosen))
+    if depth is not None and len(chosen) > 1:
+        raise InputError("--depth is the depth of one reference; give only one --reference with it")
+    return chosen
+
+
+def working_size(width: int, height: int, side: int, multiple: int) -> tuple[int, int]:
+    """(width, height) of the given aspect ratio and an area near side², in multiples."""
+    scale = side / math.sqrt(width * height)
+    snap = (max(1, round(length * scale / multiple)) * multiple for length in (width, height))
+    return tuple(snap)
+
+
+def _load_references(
+    scene: Scene, chosen: list[int], max_size: int
+) -> tuple[list[np.ndarray], list[Camera], list[np.ndarray]]:
+    images, cameras = load_images(scene, tuple(chosen), max_size)
+    sizes = {(camera.width, camera.height) for camera in cameras}
+    if len(sizes) > 1:
+        raise InputError(f"{scene.root}: the references differ in size: {sorted(sizes)}")
+    return images, cameras, [load_depth(scene, i, max_size) for i in chosen]
+
+
+# --- where to look ------------------------------------------------------------------------------
+
+
+def _camera_path(
+    trajectory: str, first: Camera, depth: np.ndarray, given: list[Path], views: int | None
+) -> Camera:
+    """The cameras to generate: a move around the first reference, or those of a file."""
+    if trajectory in MOVES:
+        return make_trajectory(trajectory, first, focus_distance(depth), views or DEFAULT_VIEWS)
+    file = _transforms_file(trajectory)
+    if file is not None:
+        path = _cameras_of_file(file, given, (first.width, first.height))
+    elif Path(trajectory).exists():
+        path = from_file(trajectory, first)
+    else:
+        raise InputError(
+            f"--trajectory {trajectory}: neither one of {', '.join(MOVES)} nor an existing file"
+        )
+    count = len(path.intrinsics)
+    if views is not None and views < count:
+        path = path[np.linspace(0, count - 1, views).round().astype(int)]
+    return path
+
+
+def _transforms_file(trajectory: str) -> Path | None:
+    """The transforms.json meant by --trajectory, if it means one (a folder may stand for it)."""
+    file = Path(trajectory)
+    if trajectory not in MOVES and file.is_dir():
+        file = file / "transforms.json"
+    return file if file.suffix.lower() == ".json" and file.is_file() else None
+
+
+def _cameras_of_file(file: Path, given: list[Path], size: tuple[int, int]) -> Camera:
+    """Cameras of a file at `size` (width, height), without those of the given images."""
+    posed = read_transforms(file)
+    taken = {path.resolve() for path in given}
+    cameras = [
+        camera
+        for name, camera in zip(posed.files, posed.cameras, strict=True)
+        if (file.parent / name).resolve() not in taken
+    ]
+    if not cameras:
+        raise InputError(f"{file}: has no camera other than those of the references")
+    for camera in cameras:
+        if abs(math.log(camera.width / camera.height * size[1] / size[0])) > 0.02:
+            raise InputError(
+                f"{file}: its cameras are {camera.width}×{camera.height}, the reference is "
+                f"{size[0]}×{size[1]}; both need the same aspect ratio"
+            )
+    return stack([camera.resized(*size) for camera in cameras])
+
+
+def _true_images(
+    truth: str | os.PathLike[str] | None, own_file: Path | None, path: list[Camera]
+) -> np.ndarray | None:
+    """The true image of every camera, found by its pose: [N, h, w, 3] uint8, None when unknown.
+
+    `own_file` is the path's file when it is the source's own: then its images, if there are any.
+    """
+    if truth is None and own_file is None:
+        return None
+    try:
+        scene = load_scene(truth if truth is not None else own_file)
+    except InputError:
+        if truth is None:  # a file of cameras without images
+            return None
+        raise
+    poses = np.stack([camera.world_to_camera for camera in scene.cameras])
+    tolerance = 1e-3 * max(1.0, float(np.abs(poses[:, :3, 3]).max()))
+    found = []
+    for i, camera in enumerate(path):
+        distance = np.abs(poses - np.asarray(camera.world_to_camera)).max((1, 2))
+        if distance.min() > tolerance:
+            raise InputError(f"{truth}: has no image with the pose of camera {i} of the path")
+        file = scene.image_paths[int(distance.argmin())]
+        found.append(read_image(file, (camera.width, camera.height)))
+    return np.stack(found)
+
+
+def nearest_reference(targets: Camera, references: Camera) -> np.ndarray:
+    """[N] index of the reference that looks most like each target: near, and the same way.
+
+    One unit of distance is the largest distance between any two of these cameras; one unit of
+    direction is the angle in radians.
+    """
+    eye, eye_ref = np.asarray(targets.position), np.asarray(references.position)
+    distance = np.linalg.norm(eye[:, None] - eye_ref[None], axis=-1)
+    forward, forward_ref = (np.asarray(c.world_to_camera)[:, 2, :3] for c in (targets, references))
+    angle = np.arccos(np.clip(forward @ forward_ref.T, -1, 1))
+    return np.argmin(distance / max(distance.max(), 1e-9) + angle, axis=1)
+
+
+# --- from images to images ----------------------------------------------------------------------
+
+
+def warp_references(
+    images: list[np.ndarray], depths: list[np.ndarray], cameras: list[Camera], targets: Camera
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Warps the references to every target, merged by z-buffer.
+
+    References may be larger than the targets: then each target is warped at up to 4 times its size
+    and averaged, so that textures do not alias. A pixel is known when more than 0.9 of it is.
+
+    Args:
+      images, depths, cameras: the R references, all of one size.
+      targets: batch [N].
+
+    Returns:
+      warps [N, h, w, 3] uint8 (black in holes), masks [N, h, w] bool, depths [N, h, w] float32
+      (nearest surface in the pixel, 0 in holes).
+    """
+    count, width, height = len(targets.intrinsics), targets.width, targets.height
+    fine = int(np.clip(round(cameras[0].width / width), 1, _SUPERSAMPLE))
+    large = targets.resized(width * fine, height * fine)
+    sources, colours = stack(cameras), np.stack(images) / np.float32(255)
+    warps = np.empty((count, height, width, 3), np.uint8)
+    masks, z = np.empty((count, height, width), bool), np.empty((count, height, width), np.float32)
+    for i in tqdm(range(count), desc="warping", unit="view", leave=False):
+        warped = warp_views(colours, np.stack(depths), sources, large[i : i + 1])
+        tiles = (height, fine, width, fine)
+        known = np.asarray(warped.known)[0].reshape(*tiles, 1)
+        share = known.mean((1, 3))
+        colour = (np.asarray(warped.image)[0].reshape(*tiles, 3) * known).mean((1, 3))
+        depth = np.where(known[..., 0] > 0, np.asarray(warped.depth)[0].reshape(tiles), np.inf)
+        masks[i] = share[..., 0] > _KNOWN_SHARE
+        colour = np.where(masks[i][..., None], colour / np.maximum(share, 1e-6), 0)
+        warps[i] = np.round(np.clip(colour, 0, 1) * 255).astype(np.uint8)
+        z[i] = np.where(masks[i], depth.min((1, 3)), 0)
+    return warps, masks, z
+
+
+def group_targets(num_targets: int, per_group: int) -> list[list[int]]:
+    """Splits targets into groups of one size, in order; the last one reaches back if need be.
+
+    >>> group_targets(5, 3)
+    [[0, 1, 2], [2, 3, 4]]
+    """
+    per_group = min(per_group, num_targets)
+    starts = [*range(0, num_targets - per_group, per_group), num_targets - per_group]
+    return [list(range(start, start + per_group)) for start in starts]
+
+
+def inpaint(warp: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The warp with its holes filled by OpenCV's Telea method: the baseline that needs no model."""
+    if not mask.any():
+        return np.full_like(warp, 127)
+    return cv2.inpaint(warp, np.where(mask, 0, 255).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+
+
+def _sample_groups(
+    model: See3DModel, given: np.ndarray, warps: np.ndarray, masks: np.ndarray,
+    steps: int, guidance: float, seed: int,
+) -> np.ndarray:  # fmt: skip
+    """Fills the holes of all warps, one group at a time: [N, h, w, 3] uint8."""
+    references = len(given)
+    groups = group_targets(len(warps), max(1, model.views - references))
+    sampler = model.sampler_config(steps, guidance)
+    generated = np.empty_like(warps)
+    key = jax.random.key(seed)
+    calls = len(sampling_steps(sampler, model.schedule.num_timesteps)[0])
+    with tqdm(total=len(groups) * calls, desc="sampling", unit="step") as bar:
+        _bars.append(bar)
+        try:
+            for number, group in enumerate(groups):
+                images = np.concatenate([given, warps[group]])[None]
+                known = np.ones((references, *masks.shape[1:]), bool)
+                mask = np.concatenate([known, masks[group]])[None, ..., None]
+                sampled = _sample(
+                    model.params, model.codec, model.schedule, images,
+                    model.latent_mask(mask.astype(np.float32)),
+                    np.arange(images.shape[1])[None] < references,
+                    model.null_context(*images.shape[:2]), jax.random.fold_in(key, number),
+                    unet=model.unet, sampler=sampler,
+                )  # fmt: skip
+                generated[group] = np.asarray(sampled)[0, references:]
+            jax.effects_barrier()  # the bar's last updates
+        finally:
+            _bars.pop()
+    return generated
+
+
+@functools.partial(jax.jit, static_argnames=("unet", "sampler"))
+def _sample(
+    params: Params, codec: Codec, schedule: Schedule, images: jax.Array, mask: jax.Array,
+    is_reference: jax.Array, context: jax.Array, key: jax.Array,
+    *, unet: UNetConfig, sampler: SamplerConfig,
+) -> jax.Array:  # fmt: skip
+    """uint8 images [B, V, H, W, 3] with black holes → uint8 images with the targets sampled."""
+    latents = codec.encode(images.astype(jnp.float32) / 127.5 - 1)
+    sampled = sample(
+        functools.partial(apply_unet, unet, params), schedule, sampler, latents, mask,
+        is_reference, context, key, progress=_advance,
+    )  # fmt: skip
+    pixels = jnp.clip(codec.decode(sampled) * 0.5 + 0.5, 0, 1)
+    return jnp.round(pixels * 255).astype(jnp.uint8)
+
+
+# The bar that sampling moves. It is found through one fixed function because the function is part
+# of the compiled program: a new one for every call would compile the network anew.
+_bars: list[tqdm] = []
+
+
+def _advance(done: int, total: int) -> None:
+    if _bars:
+        _bars[-1].update()
+
+
+def score(
+    truth: np.ndarray, masks: np.ndarray, candidates: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """PSNR (dB, at most 100) and SSIM of each candidate, on all, known and hole pixels.
+
+    All images [N, h, w, 3] uint8, masks [N, h, w] bool. A number is the mean over the views that
+    have such pixels, None when no view has; the SSIM of a region is that of the windows centred in
+    it. Returns {"num_views", "hole_share", "methods": {name: {region: {"psnr", "ssim"}}}}.
+    """
+    regions = {"all": np.ones_like(masks), "known": masks, "hole": ~masks}
+    methods: dict[str, Any] = {}
+    for name, images in candidates.items():
+        sums = {region: {"psnr": [], "ssim": []} for region in regions}
+        for image, true_image, *chosen in zip(images, truth, *regions.values(), strict=True):
+            pair = image / np.float32(255), true_image / np.float32(255)
+            for region, mask in zip(regions, chosen, strict=True):
+                if not mask.any():
+                    continue
+                sums[region]["psnr"].append(min(100.0, float(psnr(*pair, mask))))
+                similarity = float(ssim(*pair, mask))
+                if math.isfinite(similarity):  # NaN: the region lies in the border only
+                    sums[region]["ssim"].append(similarity)
+        methods[name] = {
+            region: {
+                metric: round(float(np.mean(values)), 4) if values else None
+                for metric, values in both.items()
+            }
+            for region, both in sums.items()
+        }
+    return {
+        "num_views": len(truth),
+        "hole_share": round(float(1 - masks.mean()), 4),
+        "methods": methods,
+    }
+
+
+def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Antialiased (area) resize of uint8 [H, W, 3]."""
+    shrink = width <= image.shape[1]
+    return cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
+    )
+
+
+def _nearest(values: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Nearest-neighbour resize: depths of two surfaces must never be averaged."""
+    rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(int)
+    return values[rows[:, None], columns]
+
+
+class _Clock:
+    """Seconds spent per stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 2)
+        self._last = now
