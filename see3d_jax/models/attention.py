@@ -23,11 +23,11 @@ BACKENDS = ("auto", "plain", "chunked", "cudnn")
 # block does not recompute its attention.
 SAVED_NAMES = ("attention_output", "attention_lse")
 # Below this many logits per head and sample, storing them is cheaper than computing them again.
-PLAIN_LOGITS = 512 * 1024
+PLAIN_LOGITS = 128 * 1024
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, backend: str = "auto", chunk: int = 256
+    q: jax.Array, k: jax.Array, v: jax.Array, *, backend: str = "auto", chunk: int = 128
 ) -> jax.Array:
     """softmax(q·kᵀ/√head_dim)·v.
 
@@ -50,45 +50,55 @@ def attention(
             backend = "plain" if q.shape[1] * k.shape[1] <= PLAIN_LOGITS else "chunked"
     if backend == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    heads_first = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # heads first
     if backend == "plain":
-        out, _ = _softmax_attention(*heads_first)
+        out, _ = _softmax_attention(q, jnp.swapaxes(k, 2, 3), v)
     else:
-        out = _chunked_attention(*heads_first, min(chunk, q.shape[1]))
+        out = _chunked_attention(q, k, v, min(chunk, q.shape[2]))
     return jnp.swapaxes(out, 1, 2).astype(q.dtype)
 
 
-def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
-    """[B, heads, n, d] × [B, heads, M, d] → [B, heads, n, M] float32, scaled."""
-    scaled = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
-    return jnp.einsum("bhnd,bhmd->bhnm", scaled, k, preferred_element_type=jnp.float32)
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """[..., i, j] × [..., j, k] with a float32 result.
+
+    Every product below is brought into this one form: XLA's CPU backend is several times slower
+    when it has to contract over leading axes.
+    """
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Output [B, heads, n, d] float32 and log-sum-exp [B, heads, n, 1] float32."""
-    logits = _logits(q, k)
+def _scaled(q: jax.Array) -> jax.Array:
+    return q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
+
+
+def _softmax_attention(
+    q: jax.Array, k_transposed: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Output [B, heads, n, d] and log-sum-exp [B, heads, n], both float32.
+
+    q [B, heads, n, d], k_transposed [B, heads, d, M], v [B, heads, M, d].
+    """
+    logits = _matmul(_scaled(q), k_transposed)
     peak = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.exp(logits - peak)
     total = weights.sum(-1, keepdims=True)
     # Divide after the product: d numbers per query instead of M.
-    out = jnp.einsum(
-        "bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    return out / total, peak + jnp.log(total)
+    out = _matmul(weights.astype(v.dtype), v) / total
+    return out, (peak + jnp.log(total))[..., 0]
 
 
 def _split(x: jax.Array, chunk: int) -> jax.Array:
-    """[B, heads, N, d] → [chunks, B, heads, chunk, d], zero-padded at the end."""
-    b, h, n, d = x.shape
+    """[B, heads, N, ...] → [chunks, B, heads, chunk, ...], zero-padded at the end."""
+    b, h, n, *rest = x.shape
     chunks = -(-n // chunk)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * chunk - n), (0, 0)))
-    return jnp.moveaxis(x.reshape(b, h, chunks, chunk, d), 2, 0)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * chunk - n)) + ((0, 0),) * len(rest))
+    return jnp.moveaxis(x.reshape(b, h, chunks, chunk, *rest), 2, 0)
 
 
 def _join(x: jax.Array, n: int) -> jax.Array:
     """Inverse of `_split`, dropping the padding."""
-    chunks, b, h, chunk, d = x.shape
-    return jnp.moveaxis(x, 0, 2).reshape(b, h, chunks * chunk, d)[:, :, :n]
+    chunks, b, h, chunk, *rest = x.shape
+    return jnp.moveaxis(x, 0, 2).reshape(b, h, chunks * chunk, *rest)[:, :, :n]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -99,7 +109,8 @@ def _chunked_attention(q: jax.Array, k: jax.Array, v: jax.Array, chunk: int) -> 
 def _chunked_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, chunk: int
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    out, lse = jax.lax.map(lambda rows: _softmax_attention(rows, k, v), _split(q, chunk))
+    k_transposed = jnp.swapaxes(k, 2, 3)
+    out, lse = jax.lax.map(lambda rows: _softmax_attention(rows, k_transposed, v), _split(q, chunk))
     out = checkpoint_name(_join(out, q.shape[2]).astype(q.dtype), SAVED_NAMES[0])
     lse = checkpoint_name(_join(lse, q.shape[2]), SAVED_NAMES[1])
     return out, (q, k, v, out, lse)
@@ -110,22 +121,24 @@ def _chunked_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients chunk by chunk: the softmax weights come back from logits and log-sum-exp.
 
-    With P = exp(S − lse): dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P ∘ (dP − rowsum(dO ∘ O)).
+    With P = exp(S − lse): dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P ∘ (dP − rowsum(dO ∘ O)). Everything is
+    held transposed, [keys, queries], so that all five products are plain row-by-column ones.
     Padded queries have dO = 0, hence dS = 0 and no share in dK or dV.
     """
     q, k, v, out, lse = saved
     scale = 1 / math.sqrt(q.shape[-1])
-    row = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    k_transposed = jnp.swapaxes(k, 2, 3)
+    row = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
 
     def one_chunk(carry: tuple[jax.Array, jax.Array], rows: tuple[jax.Array, ...]) -> tuple:
         q_rows, d_rows, lse_rows, row_rows = rows
-        weights = jnp.exp(_logits(q_rows, k) - lse_rows)
-        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        d_weights = product("bhnd,bhmd->bhnm", d_rows, v)
-        d_logits = (weights * (d_weights - row_rows) * scale).astype(q.dtype)
-        d_k = carry[0] + product("bhnm,bhnd->bhmd", d_logits, q_rows)
-        d_v = carry[1] + product("bhnm,bhnd->bhmd", weights.astype(q.dtype), d_rows)
-        return (d_k, d_v), product("bhnm,bhmd->bhnd", d_logits, k)
+        logits = _matmul(k, jnp.swapaxes(_scaled(q_rows), 2, 3))  # [B, heads, M, n]
+        weights = jnp.exp(logits - lse_rows[:, :, None])
+        d_weights = _matmul(v, jnp.swapaxes(d_rows, 2, 3))
+        d_logits = (weights * (d_weights - row_rows[:, :, None]) * scale).astype(q.dtype)
+        d_k = carry[0] + _matmul(d_logits, q_rows)
+        d_v = carry[1] + _matmul(weights.astype(q.dtype), d_rows)
+        return (d_k, d_v), jnp.swapaxes(_matmul(k_transposed, d_logits), 2, 3)
 
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     rows = tuple(_split(x, chunk) for x in (q, d_out.astype(q.dtype), lse, row))

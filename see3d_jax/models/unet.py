@@ -226,10 +226,8 @@ class MultiViewUNet(nnx.Module):
         self.config = config
 
         def mlp(inputs: int) -> nnx.Dict:
-            first, second = (
-                Linear(inputs, embedding, dtype=dtype),
-                Linear(embedding, embedding, dtype=dtype),
-            )
+            first = Linear(inputs, embedding, dtype=dtype)
+            second = Linear(embedding, embedding, dtype=dtype)
             return numbered({0: first, 2: second})
 
         def res(inputs: int, outputs: int) -> ResBlock:
