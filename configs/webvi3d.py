@@ -1,0 +1,83 @@
+"""The paper's first training stage at full size: 866 M parameters, 512² images, 5 views.
+
+    python -m see3d_jax.main --config=configs/webvi3d.py --workdir=DIR --config.data.path=WEBVI3D \\
+        --config.init_from=CONVERTED --config.mesh.fsdp=8
+
+Hardware in the paper: 114 × A100-40GB, 25 days over all stages. Stage 2 continues with 16 views, 1
+or 3 references, batch 228, 200 k steps; the super-resolution stage runs at 1024², batch 114.
+
+Needs Stable Diffusion's autoencoder and MVDream's UNet as converted weights; without
+--config.init_from it stops with one line saying so. Values marked [paper], [code] (official
+release) or [ours] (nobody published it). Stage 1 takes 120 k steps.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.num_steps = 120_000  # [paper] stage 1
+    config.batch_size = 560  # clips, over all devices [paper]
+    config.init_from = ""  # folder with converted weights
+
+    config.data = ml_collections.ConfigDict()
+    config.data.path = ""  # folder of shards, --config.data.path=…
+    config.data.image_size = 512  # pixels, square [paper]
+    config.data.views = 5  # references and targets [paper]
+    config.data.references = (1,)  # [paper]
+    config.data.stride = (1, 12)  # frames between neighbouring views [ours]
+    config.data.hole_range = (0.1, 0.9)  # share of missing pixels on targets [ours]
+    config.data.held_out = 8  # source videos kept for evaluation [ours]
+    config.data.threads = 16  # decoding threads
+    config.data.workers = 8  # decoding processes
+
+    config.codec = ml_collections.ConfigDict({"kind": "vae"})  # SD autoencoder, factor 8 [code]
+
+    config.model = ml_collections.ConfigDict()  # models.unet.UNetConfig; SD-2.1 / MVDream [code]
+    config.model.in_channels = 9  # X_t (4), V_t (4), mask [paper, code]
+    config.model.out_channels = 4
+    config.model.model_channels = 320
+    config.model.channel_mult = (1, 2, 4, 4)
+    config.model.num_res_blocks = 2
+    config.model.attention_strides = (1, 2, 4)
+    config.model.head_dim = 64
+    config.model.context_dim = 1024
+    config.model.norm_groups = 32
+    config.model.dtype = "bfloat16"  # compute; parameters stay float32 [paper]
+    config.model.remat = True
+    config.context_tokens = 77  # text("") + 0.2 · image embedding, broadcast [code]
+
+    config.schedule = ml_collections.ConfigDict()  # diffusion.schedule.make_schedule
+    config.schedule.kind = "linear"  # [paper]
+    config.schedule.beta_start = 0.00085  # [code]
+    config.schedule.beta_end = 0.012  # [code]
+    config.schedule.zero_snr = True  # [code]
+    config.schedule.prediction = "v"  # epsilon is undefined at zero SNR
+
+    config.objective = ml_collections.ConfigDict()  # diffusion.loss.diffusion_loss
+    config.objective.drop_probability = 0.1  # [paper]
+    config.objective.weight_form = "code"  # W_t [code]
+    config.objective.beta = 0.2  # t' = ⌊0.2·t⌋ [paper, code]
+    config.objective.min_snr_gamma = ml_collections.config_dict.placeholder(float)  # off
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-5  # [paper]
+    config.optimizer.warmup_steps = 1000  # [ours]
+    config.optimizer.b1 = 0.9  # [ours]
+    config.optimizer.b2 = 0.999  # [ours]
+    config.optimizer.eps = 1e-8  # [ours]
+    config.optimizer.weight_decay = 1e-2  # [ours]
+    config.optimizer.clip_norm = 1.0  # [ours]
+    config.ema_decay = 0.9999  # EMA weights are released [code], decay [ours]
+
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "view": 1, "tensor": 1})
+
+    config.log_every = 50  # steps
+    config.checkpoint_every = 1000  # steps
+    config.keep_checkpoints = 3
+    config.sample_every = 5000  # steps; 0 = never
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.sampler_steps = 50
+    config.evaluation.guidance = 2.0  # [code]
+    return config

@@ -1,0 +1,229 @@
+"""Training as a user meets it: it learns, it resumes bit for bit, it refuses what cannot work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import moving_crop_clip
+
+from configs import tiny
+from see3d_jax.data import records
+from see3d_jax.errors import InputError, WorkError
+from see3d_jax.pipelines.pretrained import load_model
+from see3d_jax.training import loop
+from tools import compare_checkpoints
+
+
+def minuscule(data, **overrides):
+    """configs/tiny.py at a size that compiles in seconds: 16² images, 3 views."""
+    config = tiny.get_config()
+    config.update_from_flattened_dict(
+        {
+            "batch_size": 2,
+            "num_steps": 6,
+            "checkpoint_every": 3,
+            "log_every": 2,
+            "sample_every": 0,
+            "data.path": str(data),
+            "data.image_size": 16,
+            "data.views": 3,
+            "data.held_out": 2,
+            "codec.channels": 4,
+            "model.model_channels": 16,
+            "model.channel_mult": (1, 2),
+            "model.attention_strides": (2,),
+            "model.head_dim": 16,
+            "model.norm_groups": 4,
+            "evaluation.sampler_steps": 2,
+            **overrides,
+        }
+    )
+    return config.lock()
+
+
+def losses_of(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def differences(first, second):
+    (step, leaves), (step_other, other) = map(compare_checkpoints.newest_leaves, (first, second))
+    assert step == step_other
+    return compare_checkpoints.compare(leaves, other)
+
+
+@pytest.fixture(scope="module")
+def finished(clip_folder, tmp_path_factory) -> Path:
+    """A run of six steps without interruption."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    loop.train(minuscule(clip_folder, sample_every=6), workdir)
+    return workdir
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+    assert sorted(int(p.name) for p in (finished / "checkpoints").iterdir()) == [3, 6]
+    assert list(losses_of(finished)) == [1, 2, 3, 4, 5, 6]
+    assert json.loads((finished / "config.json").read_text())["data"]["views"] == 3
+    assert "input_blocks" in (finished / "parameters.txt").read_text()
+    assert list((finished / "events").glob("events.out.tfevents.*"))
+    assert (finished / "samples" / "step_000006.png").stat().st_size > 1000
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    scores = next(row for row in rows if "heldout_psnr" in row)
+    assert {"heldout_psnr_copy", "heldout_psnr_masked"} <= scores.keys()
+
+
+def test_a_resumed_run_is_bit_identical_to_a_straight_one(finished, clip_folder, tmp_path):
+    loop.train(minuscule(clip_folder, num_steps=3), tmp_path)
+    # other cadences, more threads and a moved folder must not matter
+    moved = shutil.copytree(clip_folder, tmp_path / "moved")
+    loop.train(minuscule(moved, log_every=1, checkpoint_every=2, **{"data.threads": 1}), tmp_path)
+    assert losses_of(tmp_path) == losses_of(finished)
+    assert differences(finished, tmp_path) == []
+
+
+def test_a_run_killed_between_saves_repeats_the_lost_steps_exactly(
+    finished, clip_folder, tmp_path, monkeypatch
+):
+    real_step, calls = loop.train_step, []
+
+    def killed_at_the_fifth_step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real_step(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", killed_at_the_fifth_step)
+    with contextlib.suppress(KeyboardInterrupt):
+        loop.train(minuscule(clip_folder, log_every=1), tmp_path)
+    assert max(losses_of(tmp_path)) == 4, "a step beyond the checkpoint was logged already"
+    monkeypatch.undo()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # the half line that a kill can leave
+    loop.train(minuscule(clip_folder, log_every=1), tmp_path)
+    assert losses_of(tmp_path) == losses_of(finished)
+    assert differences(finished, tmp_path) == []
+
+
+def test_sigterm_saves_and_the_next_run_continues(finished, clip_folder, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    real_step = loop.train_step
+
+    def step_and_signal(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real_step(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", step_and_signal)
+    loop.train(minuscule(clip_folder), tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    monkeypatch.undo()
+    loop.train(minuscule(clip_folder), tmp_path)
+    assert differences(finished, tmp_path) == []
+
+
+def test_another_seed_gives_another_run(finished, clip_folder, tmp_path):
+    loop.train(minuscule(clip_folder, seed=1), tmp_path)
+    assert losses_of(tmp_path) != losses_of(finished)
+    worst, name = compare_checkpoints.largest_difference(
+        compare_checkpoints.newest_leaves(finished)[1],
+        compare_checkpoints.newest_leaves(tmp_path)[1],
+    )
+    assert worst > 0 and name
+
+
+def test_it_learns_to_fill_masked_views(clip_folder, tmp_path):
+    config = minuscule(clip_folder, num_steps=120, checkpoint_every=120, log_every=40)
+    loop.train(config, tmp_path)
+    losses = list(losses_of(tmp_path).values())
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize(
+    "key, value", [("seed", 5), ("batch_size", 4), ("optimizer.learning_rate", 0.5)]
+)
+def test_a_workdir_of_another_config_is_refused(finished, clip_folder, key, value):
+    before = (finished / "config.json").read_bytes()
+    with pytest.raises(InputError, match=rf"another config: config\.{key} is .* there and {value}"):
+        loop.train(minuscule(clip_folder, **{key: value}), finished)
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_refused_runs_write_nothing(tmp_path, clip_folder):
+    short = tmp_path / "short"
+    records.write_shards([records.encode(moving_crop_clip("coffee", frames=2))], short)
+    (tmp_path / "empty").mkdir()
+    for data, message in (
+        (tmp_path / "nowhere", "no such folder"),
+        (tmp_path / "empty", r"holds no clips-\*"),
+        (short, "none of its 1 clips"),
+        ("", r"config\.data\.path is empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            loop.train(minuscule(data), tmp_path / "run")
+    with pytest.raises(InputError, match=r"config\.num_steps"):
+        loop.train(minuscule(clip_folder, num_steps=0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(
+    clip_folder, tmp_path, monkeypatch
+):
+    real_step = loop.train_step
+
+    def broken(*args, **kwargs):
+        state, metrics = real_step(*args, **kwargs)
+        return state, metrics | {"loss": jax.numpy.full_like(metrics["loss"], np.nan)}
+
+    monkeypatch.setattr(loop, "train_step", broken)
+    with pytest.raises(WorkError, match=r"at step 1 the loss is nan.*learning_rate"):
+        loop.train(minuscule(clip_folder, num_steps=2, checkpoint_every=2), tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_damaged_checkpoint_is_named(finished, clip_folder, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    for file in (workdir / "checkpoints" / "6" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"checkpoints/6: cannot be restored"):
+        loop.train(minuscule(clip_folder, num_steps=8), workdir)
+    with pytest.raises(InputError, match=r"checkpoints/6: cannot be restored"):
+        load_model(workdir)
+    assert load_model(workdir, step=3).step == 3
+
+
+def test_the_trained_model_is_read_back_with_its_average(finished):
+    model = load_model(finished)
+    assert (model.step, model.image_size, model.views, model.size_multiple) == (6, 16, 3, 8)
+    leaves = compare_checkpoints.newest_leaves(finished)[1]
+    name = "input_blocks/0/0/weight"
+    average = np.asarray(model.params["input_blocks"]["0"]["0"]["weight"])
+    np.testing.assert_array_equal(average, leaves[f"state/ema_params/{name}"])
+    assert (average != leaves[f"state/params/{name}"]).any()
+    context = model.null_context(1, 2)
+    out = model.apply(
+        model.params, np.zeros((1, 2, 4, 4, 9), np.float32), np.zeros((1, 2), np.int32), context
+    )
+    assert out.shape == (1, 2, 4, 4, 4)
+
+
+@pytest.mark.parametrize("state", ["missing", "empty", "no checkpoint", "not json", "no config"])
+def test_a_partial_workdir_is_no_model(tmp_path, finished, state):
+    workdir = tmp_path / "run"
+    if state != "missing":
+        workdir.mkdir()
+    if state == "no checkpoint":
+        shutil.copy(finished / "config.json", workdir)
+    if state == "not json":
+        (workdir / "config.json").write_text("{")
+    if state == "no config":
+        (workdir / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(InputError, match="run"):
+        load_model(workdir)
