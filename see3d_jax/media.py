@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -91,7 +92,10 @@ def write_mp4(
             output_params=["-crf", str(crf), "-threads", "1", "-fflags", "+bitexact",
                            "-movflags", "+faststart"],
         )  # fmt: skip
-        writer.send(None)
+        with warnings.catch_warnings():
+            # JAX warns of forks; this child only runs the encoder and shares nothing.
+            warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
+            writer.send(None)
         try:
             writer.send(np.ascontiguousarray(first))
             for frame in iterator:

@@ -243,13 +243,14 @@ def write_report(
     title: str,
     folders: RunFolders,
     commands: Sequence[tuple[str, float]] = (),
+    introduction: str = "",
 ) -> None:
     """Writes the self-contained page of one run.
 
     `commands` are (command line, seconds) in the order they ran. Folders are read as they are: a
     file that a stage did not write leaves its picture or table out.
     """
-    parts = []
+    parts = [html.paragraph(introduction)] if introduction else []
     if folders.videos and (folders.videos / "contact_sheet.png").is_file():
         sheet = html.image(folders.videos / "contact_sheet.png", "Some frames of every video")
         parts.append(html.section("Videos", _folded("Show the videos", _wide(sheet))))

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from see3d_jax.diffusion.sampler import SamplerConfig, sample, sampling_steps
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.errors import InputError
-from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, stack
 from see3d_jax.geometry.scene_files import read_transforms
 from see3d_jax.geometry.trajectories import MOVES, focus_distance, from_file, make_trajectory
@@ -38,6 +37,7 @@ from see3d_jax.media import image_size, read_image
 from see3d_jax.models.codec import Codec
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import Params, apply_unet
+from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
 from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_scene
 from see3d_jax.pipelines.pretrained import See3DModel, load_model
 
@@ -61,7 +61,7 @@ class Generated:
       inpainted: [N, h, w, 3] uint8, the warp filled by OpenCV (Telea).
       references, reference_cameras, reference_depths, reference_names: the R given views.
       truth: [N, h, w, 3] uint8 or None.
-      metrics: PSNR and SSIM against the truth (see `score`), or None.
+      metrics: PSNR and SSIM against the truth (see `baselines.score`), or None.
       run: every setting, the seed and the seconds spent, as plain JSON values.
     """
 
@@ -354,19 +354,6 @@ def _true_images(
     return np.stack(found)
 
 
-def nearest_reference(targets: Camera, references: Camera) -> np.ndarray:
-    """[N] index of the reference that looks most like each target: near, and the same way.
-
-    One unit of distance is the largest distance between any two of these cameras; one unit of
-    direction is the angle in radians.
-    """
-    eye, eye_ref = np.asarray(targets.position), np.asarray(references.position)
-    distance = np.linalg.norm(eye[:, None] - eye_ref[None], axis=-1)
-    forward, forward_ref = (np.asarray(c.world_to_camera)[:, 2, :3] for c in (targets, references))
-    angle = np.arccos(np.clip(forward @ forward_ref.T, -1, 1))
-    return np.argmin(distance / max(distance.max(), 1e-9) + angle, axis=1)
-
-
 # --- from images to images ----------------------------------------------------------------------
 
 
@@ -415,13 +402,6 @@ def group_targets(num_targets: int, per_group: int) -> list[list[int]]:
     per_group = min(per_group, num_targets)
     starts = [*range(0, num_targets - per_group, per_group), num_targets - per_group]
     return [list(range(start, start + per_group)) for start in starts]
-
-
-def inpaint(warp: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The warp with its holes filled by OpenCV's Telea method: the baseline that needs no model."""
-    if not mask.any():
-        return np.full_like(warp, 127)
-    return cv2.inpaint(warp, np.where(mask, 0, 255).astype(np.uint8), 3, cv2.INPAINT_TELEA)
 
 
 def _sample_groups(
@@ -480,42 +460,6 @@ _bars: list[tqdm] = []
 def _advance(done: int, total: int) -> None:
     if _bars:
         _bars[-1].update()
-
-
-def score(
-    truth: np.ndarray, masks: np.ndarray, candidates: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """PSNR (dB, at most 100) and SSIM of each candidate, on all, known and hole pixels.
-
-    All images [N, h, w, 3] uint8, masks [N, h, w] bool. A number is the mean over the views that
-    have such pixels, None when no view has; the SSIM of a region is that of the windows centred in
-    it. Returns {"num_views", "hole_share", "methods": {name: {region: {"psnr", "ssim"}}}}.
-    """
-    regions = {"all": np.ones_like(masks), "known": masks, "hole": ~masks}
-    methods: dict[str, Any] = {}
-    for name, images in candidates.items():
-        sums = {region: {"psnr": [], "ssim": []} for region in regions}
-        for image, true_image, *chosen in zip(images, truth, *regions.values(), strict=True):
-            pair = image / np.float32(255), true_image / np.float32(255)
-            for region, mask in zip(regions, chosen, strict=True):
-                if not mask.any():
-                    continue
-                sums[region]["psnr"].append(min(100.0, float(psnr(*pair, mask))))
-                similarity = float(ssim(*pair, mask))
-                if math.isfinite(similarity):  # NaN: the region lies in the border only
-                    sums[region]["ssim"].append(similarity)
-        methods[name] = {
-            region: {
-                metric: round(float(np.mean(values)), 4) if values else None
-                for metric, values in both.items()
-            }
-            for region, both in sums.items()
-        }
-    return {
-        "num_views": len(truth),
-        "hole_share": round(float(1 - masks.mean()), 4),
-        "methods": methods,
-    }
 
 
 def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -28,15 +28,9 @@ from see3d_jax.models.codec import build_codec
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import init_unet
 from see3d_jax.pipelines import generate as module
+from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
 from see3d_jax.pipelines.export import check_output_folder, write_generated
-from see3d_jax.pipelines.generate import (
-    generate,
-    group_targets,
-    inpaint,
-    nearest_reference,
-    score,
-    working_size,
-)
+from see3d_jax.pipelines.generate import generate, group_targets, working_size
 from see3d_jax.pipelines.inputs import load_images, load_scene
 from see3d_jax.pipelines.pretrained import See3DModel
 
