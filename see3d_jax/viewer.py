@@ -24,7 +24,7 @@ from see3d_jax.errors import InputError
 
 _SPLAT_VIEWERS = (
     "drag it into a splat viewer in the browser (https://superspl.at/editor, or any other that "
-    "reads 3DGS .ply), nothing is uploaded"
+    "reads 3DGS .ply); nothing is uploaded"
 )
 
 
@@ -42,16 +42,18 @@ def describe(path: str | os.PathLike[str]) -> str:
     if path.is_file():
         return _describe_file(path)
     found = [text for recognise in _RECOGNISERS if (text := recognise(path))]
-    if not found:
+    if not found or (path / "report.html").is_file():
         inside = sorted(child for child in path.iterdir() if child.is_dir())
-        nested = [(child, text) for child in inside for text in [_first(child)] if text]
-        if not nested:
+        nested = [(child, text) for child in inside if (text := _first(child))]
+        if not found and not nested:
             raise InputError(
                 f"{path}: no result of see3d_jax in this folder (looked for run.json, report.html, "
                 "transforms.json, point_cloud.ply, decisions.jsonl, metrics.jsonl)"
             )
-        found = [f"{path}: a folder of results; look at one of"]
-        found += [f"  see3d view {child}    ({text.splitlines()[0]})" for child, text in nested]
+        found = found or [f"{path}: a folder of results; look at one of"]
+        for child, text in nested:
+            what = text.splitlines()[0].removeprefix(f"{child}: ")
+            found.append(f"  see3d view {child}    ({what})")
     return "\n".join(found)
 
 
@@ -139,7 +141,7 @@ def _generation(folder: Path) -> str | None:
 
 
 def _training(folder: Path) -> str | None:
-    events = any(folder.rglob("events.out.tfevents.*"))
+    events = any(f for place in (folder, folder / "events") for f in place.glob("events.out.tf*"))
     if not events and not (folder / "metrics.jsonl").is_file():
         return None
     text = _lines(
@@ -171,6 +173,22 @@ def _curation(folder: Path) -> str | None:
     )
 
 
+def _synthetic(folder: Path) -> str | None:
+    scenes = sorted((folder / "scenes").glob("*/transforms.json"))
+    if not scenes or not (folder / "records").is_dir():
+        return None
+    return _lines(
+        f"{len(scenes)} ray-traced clips",
+        folder,
+        [
+            ("contact_sheet.png", "frames of every clip"),
+            ("videos", "the clips as mp4; next: python -m data_prep.curate --input …/videos"),
+            ("scenes", "posed images with depth; see3d view any of them"),
+            ("records", "shards to train on, with poses and depth"),
+        ],
+    )
+
+
 def _scene(folder: Path) -> str | None:
     run = read_json(folder / "run.json")
     if run and run.get("command") == "see3d generate":
@@ -191,6 +209,7 @@ _RECOGNISERS: tuple[Callable[[Path], str | None], ...] = (
     _generation,
     _curation,
     _training,
+    _synthetic,
     lambda folder: None if _generation(folder) else _scene(folder),
 )
 
