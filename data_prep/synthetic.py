@@ -80,11 +80,13 @@ def _render_clip(scene_folder: Path, index: int, settings: dict) -> None:
     rng = np.random.default_rng([settings["seed"], index])
     frames, width, height = settings["frames"], settings["width"], settings["height"]
     # kinds take turns so that a handful of clips already has every one
-    scene = SCENES[index % len(SCENES)](rng)
     path = PATHS[index // len(SCENES) % len(PATHS)]
     focal = 0.5 * max(width, height) / np.tan(0.5 * np.radians(rng.uniform(52, 68)))
     intrinsics = intrinsics_matrix(focal, focal, width / 2, height / 2)
-    poses = camera_path(scene, path, frames, intrinsics, rng)
+    poses = None
+    while poses is None:  # a scene too crowded for any path is rare: draw another one
+        scene = SCENES[index % len(SCENES)](rng)
+        poses = camera_path(scene, path, frames, intrinsics, rng)
     names = [f"{i:05d}.png" for i in range(frames)]
     with atomic_path(scene_folder) as folder:
         (folder / "images").mkdir(parents=True)
