@@ -19,6 +19,7 @@ _TAPS = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / 1.5) ** 2)
 _TAPS = _TAPS / _TAPS.sum()
 
 
+@jax.jit
 def psnr(image: jax.Array, truth: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Peak signal-to-noise ratio in dB: [..., H, W, C] × 2 → [...]; infinite for equal images.
 
@@ -28,6 +29,7 @@ def psnr(image: jax.Array, truth: jax.Array, mask: jax.Array | None = None) -> j
     return -10.0 * jnp.log10(_masked_mean(error, mask))
 
 
+@jax.jit
 def ssim(image: jax.Array, truth: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Mean structural similarity: [..., H, W, C] × 2 → [...], 1 for equal images.
 

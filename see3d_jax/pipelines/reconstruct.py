@@ -201,18 +201,25 @@ def _starting_points(
     # Half of the Gaussians start on the points; the other half grows where it is needed.
     number = max(1, num_gaussians // 2)
     images, cameras = [view.image for view in views], [view.camera for view in views]
+    masks = [view.weight for view in views]
     if scene.points is not None:
         xyz, rgb = scene.points
         finite = np.isfinite(xyz).all(1)
         if finite.sum() >= 100:
             points = (np.asarray(xyz, np.float64)[finite], rgb[finite] / 255.0)
-            return seeds.subsample(points, num_gaussians, generator), "sparse points"
+            points = seeds.subsample(points, number, generator)
+            fill = (num_gaussians - len(points[0])) // 2
+            return seeds.fill_gaps(points, images, cameras, fill, generator), "sparse points"
     if scene.depth_paths is not None:
         depths = [load_depth(scene, i, max_size) for i in indices]
+        depths = [d if m is None else d * m for d, m in zip(depths, masks, strict=True)]
         points = seeds.from_depth_maps(images, depths, cameras, number, generator)
         if len(points[0]):
             return points, "depth maps"
-    return seeds.from_photos(images, cameras, number, generator), "photos"
+    points = seeds.from_photos(images, cameras, number, generator, masks=masks)
+    if not len(points[0]):
+        raise InputError(f"{scene.root}: the masks leave no pixel to reconstruct from")
+    return points, "photos"
 
 
 def _canvas(views: list[_View]) -> tuple[int, int]:

@@ -45,7 +45,7 @@ class FitConfig:
     steps: int = 2000
     means_rate: float = 6e-4
     means_rate_end: float = 1e-5
-    log_scales_rate: float = 1e-2
+    log_scales_rate: float = 2e-2
     quaternions_rate: float = 5e-3
     opacity_rate: float = 5e-2
     sh_rate: float = 1e-2

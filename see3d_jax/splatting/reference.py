@@ -98,7 +98,8 @@ def _colors(gaussians: Gaussians, world_to_camera: jax.Array) -> jax.Array:
     """[N, 3] colour towards the camera; harmonics from their definition, Y_lm with l ≤ 3."""
     position = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
     direction = gaussians.means - position
-    x, y, z = (direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)).T
+    squared = jnp.sum(direction**2, axis=-1, keepdims=True)
+    x, y, z = (direction / jnp.sqrt(jnp.maximum(squared, 1e-24))).T  # 0 at the camera itself
     pi = jnp.pi
     one = jnp.ones_like(x)
     basis = [

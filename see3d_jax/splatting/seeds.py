@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
 from see3d_jax.geometry.cameras import Camera
 
@@ -54,8 +55,12 @@ def from_photos(
     rng: np.random.Generator,
     depths: int = 64,
     neighbours: int = 6,
+    masks: list[np.ndarray | None] | None = None,
 ) -> Points:
-    """Pixels at the depth at which their neighbours agree best (see the module docstring)."""
+    """Pixels at the depth at which their neighbours agree best (see the module docstring).
+
+    `masks`: per view [H, W] bool, True = usable, or None.
+    """
     nearest, farthest = depth_range(cameras)
     blurred = [gaussian_filter(image / 255.0, (2.0, 2.0, 0)).astype(np.float32) for image in images]
     positions = np.stack([_position(camera) for camera in cameras])
@@ -82,13 +87,42 @@ def from_photos(
         ranks = np.arange(len(stacked))[:, None, None]
         cost = np.where(ranks < half, np.nan_to_num(stacked, nan=1.0), 0.0).sum(0) / half
         cost += 0.3 * (visible < 2)
+        if masks is not None and masks[view] is not None:
+            cost[~_look_up(masks[view], x, y)] = np.inf
         best = cost.argmin(1)
         xyz.append(points[np.arange(share), best])
         rgb.append(own)
         costs.append(cost[np.arange(share), best])
     xyz, rgb, cost = np.concatenate(xyz), np.concatenate(rgb), np.concatenate(costs)
-    kept = np.sort(np.argsort(cost, kind="stable")[:number])
+    kept = np.sort(np.argsort(cost, kind="stable")[: min(number, np.isfinite(cost).sum())])
     return xyz[kept], rgb[kept]
+
+
+def fill_gaps(
+    points: Points,
+    images: list[np.ndarray],
+    cameras: list[Camera],
+    number: int,
+    rng: np.random.Generator,
+) -> Points:
+    """The points, and up to `number` more where a view sees none nearby (sky, bare walls).
+
+    Such a pixel is lifted to the depth of the point nearest to it in the image; without it there
+    would be nothing there to optimise, as Gaussians only move within their own reach.
+    """
+    added = [points]
+    for camera, image in zip(cameras, images, strict=True):
+        x, y, depth = _project(camera, points[0])
+        seen = (depth > 0) & (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height)
+        if not seen.any():
+            continue
+        share = max(1, number // len(cameras))
+        spots = rng.uniform(0, 1, (4 * share, 2)) * (camera.width, camera.height)
+        gap, nearest = cKDTree(np.stack([x[seen], y[seen]], -1)).query(spots)
+        spots, nearest = (leaf[gap > 0.04 * camera.width][:share] for leaf in (spots, nearest))
+        lifted = _lift(camera, spots[:, 0], spots[:, 1], depth[seen][nearest])
+        added.append((lifted, _look_up(image, spots[:, 0], spots[:, 1]) / 255.0))
+    return np.concatenate([p for p, _ in added]), np.concatenate([c for _, c in added])
 
 
 def depth_range(cameras: list[Camera], points: np.ndarray | None = None) -> tuple[float, float]:

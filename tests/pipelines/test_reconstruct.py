@@ -1,0 +1,202 @@
+"""Posed photos in, a scene with scores out; same seed, same bytes; bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from see3d_jax.errors import InputError
+from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at
+from see3d_jax.media import read_image, write_image
+from see3d_jax.pipelines.reconstruct import _camera_path, reconstruct
+from see3d_jax.splatting import fit as fit_module
+from see3d_jax.splatting.formats import read_ply
+from see3d_jax.splatting.gaussians import from_points
+from see3d_jax.splatting.render import render
+
+SIZE = (48, 40)  # width, height
+VIEWS = 10
+SMALL = {"num_gaussians": 500, "max_size": 48, "sh_degree": 1, "orbit_frames": 6, "progress": False}
+
+
+def cameras(count: int = VIEWS) -> list[Camera]:
+    angles = np.linspace(-0.5, 0.5, count)
+    intrinsics = intrinsics_matrix(50, 50, SIZE[0] / 2, SIZE[1] / 2)
+    return [
+        Camera(intrinsics, look_at((3 * np.sin(a), -0.3, -3 * np.cos(a)), (0, 0, 0)), *SIZE)
+        for a in angles
+    ]
+
+
+def write_scene(folder: Path, count: int = VIEWS, depth: bool = False) -> Path:
+    """A curved, photo-textured wall rendered from an arc of cameras, as a nerfstudio folder."""
+    photo = data.astronaut()[::8, ::8] / 255.0
+    rows, columns = np.mgrid[0:64, 0:64]
+    x, y = (columns - 32) / 20, (rows - 32) / 20
+    points = np.stack([x, y, 0.3 * np.cos(2 * x)], -1).reshape(-1, 3)
+    wall = from_points(points, photo.reshape(-1, 3), 4096, 0, opacity=0.95)
+    frames = []
+    for i, camera in enumerate(cameras(count)):
+        picture = render(wall, camera)
+        write_image(folder / f"images/{i:03d}.png", np.asarray(picture.rgb))
+        frame = {
+            "file_path": f"images/{i:03d}.png",
+            "transform_matrix": (
+                np.linalg.inv(camera.world_to_camera) @ np.diag([1, -1, -1, 1])
+            ).tolist(),
+        }
+        if depth:
+            mean = np.array(picture.depth / jnp.maximum(picture.alpha, 1e-6))
+            mean[np.asarray(picture.alpha) < 0.5] = 0
+            np.save(folder / f"images/{i:03d}.npy", mean)
+            frame["depth_file_path"] = f"images/{i:03d}.npy"
+        frames.append(frame)
+    header = dict(fl_x=50, fl_y=50, cx=SIZE[0] / 2, cy=SIZE[1] / 2, w=SIZE[0], h=SIZE[1])
+    header["depth_unit_scale_factor"] = 1.0
+    (folder / "transforms.json").write_text(json.dumps({**header, "frames": frames}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scene_folder(tmp_path_factory) -> Path:
+    return write_scene(tmp_path_factory.mktemp("scene"), depth=True)
+
+
+@pytest.fixture(scope="module")
+def result(scene_folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("results") / "first"
+    compiled_before = fit_module._step._cache_size()
+    metrics = reconstruct(scene_folder, output, steps=120, seed=3, **SMALL)
+    return output, metrics, fit_module._step._cache_size() - compiled_before
+
+
+def test_unseen_views_are_recognisable_and_scores_are_written(result):
+    output, metrics, compiled = result
+    assert metrics["psnr"] > 19 and metrics["ssim"] > 0.75, metrics
+    assert metrics["train_psnr"] > 20
+    assert metrics["num_test_views"] == 2 and metrics["num_train_views"] == 8
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+    assert [row["name"] for row in metrics["per_view"]] == ["000", "008"]
+    assert metrics["num_gaussians"] == read_ply(output / "point_cloud.ply").count
+    assert read_image(output / "renders.png").shape[1] > 2 * SIZE[0]
+    assert (output / "orbit.mp4").stat().st_size > 500
+    # the scene grew to its capacity and the programs were compiled once
+    assert metrics["num_gaussians"] == SMALL["num_gaussians"] and compiled == 1
+
+
+def test_same_seed_gives_the_same_bytes_and_replaces_an_earlier_result(
+    scene_folder, result, tmp_path
+):
+    first, metrics, _ = result
+    again = reconstruct(scene_folder, tmp_path / "again", steps=120, seed=3, **SMALL)
+    assert again["psnr"] == metrics["psnr"]
+    ply = (tmp_path / "again/point_cloud.ply").read_bytes()
+    assert ply == (first / "point_cloud.ply").read_bytes()
+    reconstruct(scene_folder, tmp_path / "again", steps=3, seed=4, **SMALL)
+    assert ply != (tmp_path / "again/point_cloud.ply").read_bytes()
+
+
+def test_without_depth_masks_and_sizes_may_differ(scene_folder, tmp_path):
+    """Photos alone, one of them smaller, a splits.json, and a mask that hides a spoiled corner."""
+    folder = write_scene(tmp_path / "scene")
+    content = json.loads((folder / "transforms.json").read_text())
+    for i, frame in enumerate(content["frames"]):
+        image = read_image(folder / frame["file_path"]).copy()
+        image[:16, :16] = (255, 0, 255)
+        mask = np.full(image.shape[:2], 255, np.uint8)
+        mask[:16, :16] = 0
+        if i == 4:
+            image, mask = image[:36], mask[:36]
+            frame["h"] = 36
+        write_image(folder / frame["file_path"], image)
+        frame["mask_path"] = f"images/mask_{i}.png"
+        Image.fromarray(mask).save(folder / frame["mask_path"])
+    (folder / "transforms.json").write_text(json.dumps(content))
+    (folder / "splits.json").write_text(json.dumps({"test": [2, 4]}))
+    metrics = reconstruct(folder, tmp_path / "out", steps=120, **SMALL)
+    assert metrics["starting_points"] == "photos"
+    assert [row["name"] for row in metrics["per_view"]] == ["002", "004"]
+    assert metrics["psnr"] > 18, metrics  # the magenta corner alone would cost more
+    gaussians = read_ply(tmp_path / "out/point_cloud.ply")
+    corner = np.asarray(render(gaussians, cameras()[2]).rgb)[:12, :12]
+    magenta = np.minimum(corner[..., 0], corner[..., 2]) - corner[..., 1]
+    assert magenta.mean() < 0.3  # 1 where the mask was ignored
+
+
+def test_the_flight_is_smooth_and_stays_near_the_cameras():
+    shuffled = [cameras(12)[i] for i in np.random.default_rng(0).permutation(12)]
+    path = _camera_path(shuffled, 40)
+    centres = np.stack([np.asarray(camera.position) for camera in path])
+    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    assert steps.max() < 3 * np.median(steps)
+    given = np.stack([np.asarray(camera.position) for camera in shuffled])
+    gap = np.linalg.norm(centres[:, None] - given[None], axis=-1).min(1)
+    assert gap.max() < 0.3
+
+
+def spoil(folder: Path, kind: str) -> dict:
+    """Breaks a scene folder in one way; returns options for the call."""
+    content = json.loads((folder / "transforms.json").read_text())
+    if kind == "one view":
+        content["frames"] = content["frames"][:1]
+    elif kind == "no views":
+        content["frames"] = []
+    elif kind == "missing image":
+        (folder / "images/003.png").unlink()
+    elif kind == "other image size":
+        Image.new("RGB", (30, 30)).save(folder / "images/003.png")
+    elif kind == "NaN pose":
+        content["frames"][1]["transform_matrix"][0][0] = float("nan")
+    elif kind == "all held out":
+        (folder / "splits.json").write_text(json.dumps({"test": list(range(VIEWS))}))
+    (folder / "transforms.json").write_text(json.dumps(content))
+    return {
+        "steps 0": {"steps": 0}, "no gaussians": {"num_gaussians": 0}, "degree 4": {"sh_degree": 4},
+        "too small": {"max_size": 8},
+    }.get(kind, {})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "one view", "no views", "missing image", "other image size", "NaN pose", "all held out",
+        "steps 0", "no gaussians", "degree 4", "too small", "missing folder", "empty folder",
+        "foreign output",
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(scene_folder, tmp_path, kind):
+    import shutil
+
+    source, output = tmp_path / "scene", tmp_path / "out"
+    if kind == "empty folder":
+        source.mkdir()
+    elif kind != "missing folder":
+        shutil.copytree(scene_folder, source)
+    options = spoil(source, kind) if (source / "transforms.json").is_file() else {}
+    if kind == "foreign output":
+        output.mkdir()
+        (output / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError) as caught:
+        reconstruct(source, output, **{"steps": 5, **SMALL, **options})
+    assert "\n" not in str(caught.value)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    if kind == "foreign output":
+        assert (output / "thesis.tex").read_text() == "years of work"
+    else:
+        assert "out" not in left
+
+
+def test_a_real_posed_scene_is_reconstructed(shared, tmp_path):
+    """A few seconds' worth of a COLMAP model: far from good, but the facade must be there."""
+    options = {**SMALL, "num_gaussians": 1500, "max_size": 96}
+    metrics = reconstruct(
+        shared / "data/posed/sceaux_castle", tmp_path / "out", steps=150, **options
+    )
+    assert metrics["starting_points"] == "sparse points"
+    assert metrics["psnr"] > 12 and metrics["train_psnr"] > 14, metrics

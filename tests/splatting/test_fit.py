@@ -1,0 +1,94 @@
+"""Relocation keeps the picture, growth stays inside the capacity, seeds find the surface."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at
+from see3d_jax.splatting import seeds
+from see3d_jax.splatting.densify import DEAD_OPACITY, relocate
+from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians, from_points, occupied
+from see3d_jax.splatting.render import render
+
+CAMERA = Camera(intrinsics_matrix(60, 60, 32, 32), look_at((0, 0, -3), (0, 0, 0)), 64, 64)
+
+
+def test_splitting_gaussians_hardly_changes_the_picture_and_clears_their_moments():
+    rng = np.random.default_rng(0)
+    points, colors = rng.normal(0, 0.5, (20, 3)), rng.uniform(size=(20, 3))
+    scene = from_points(points, colors, capacity=50, sh_degree=0, opacity=0.6)
+    logits = np.array(scene.opacity_logits)
+    logits[15:20] = -8.0  # faded, but not empty
+    scene = Gaussians(scene.means, scene.log_scales + 1, scene.quaternions, logits, scene.sh)
+    moments = jax.tree.map(jnp.ones_like, scene)
+    grown, cleared, count = jax.jit(relocate)(scene, moments, jax.random.key(1), 1.5)
+    assert int(count) == 30 == occupied(grown).count
+    alive = np.asarray(jax.nn.sigmoid(grown.opacity_logits)) > DEAD_OPACITY
+    assert alive.sum() == 30  # the faded ones were put to work
+    before, after = (np.asarray(render(s, CAMERA).rgb) for s in (scene, grown))
+    assert np.abs(before - after).mean() < 0.02 and before.mean() > 0.05
+    untouched = np.asarray(cleared.opacity_logits) == 1
+    np.testing.assert_array_equal(grown.means[untouched], scene.means[untouched])
+    assert 0 < untouched.sum() < 50 and (np.asarray(cleared.means)[~untouched] == 0).all()
+    full, _, count = jax.jit(relocate)(grown, cleared, jax.random.key(2), 9.0)
+    assert int(count) == 50 and full.count == 50  # the capacity is the limit
+
+
+def test_nothing_alive_is_left_alone():
+    scene = from_points(np.zeros((1, 3)), np.ones((1, 3)), 8, 0, opacity=0.001)
+    same, _, count = jax.jit(relocate)(scene, (), jax.random.key(0), 2.0)
+    assert int(count) == 1
+    np.testing.assert_array_equal(same.opacity_logits, scene.opacity_logits)
+    assert (np.asarray(same.opacity_logits)[1:] == EMPTY_LOGIT).all()
+
+
+def textured_wall() -> tuple[list[np.ndarray], list[Camera]]:
+    """The plane z = 0 with a smooth pattern, seen by five cameras in a row."""
+    cameras = [
+        Camera(CAMERA.intrinsics, look_at((x, 0, -3), (x * 0.3, 0, 0)), 64, 64)
+        for x in (-0.6, -0.3, 0.0, 0.3, 0.6)
+    ]
+    images = []
+    for camera in cameras:
+        x, y = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
+        near, far = (seeds._lift(camera, x, y, np.full_like(x, d)) for d in (1.0, 2.0))
+        step = -near[..., 2] / (far - near)[..., 2]
+        u, v = np.moveaxis((near + step[..., None] * (far - near))[..., :2], -1, 0)
+        pattern = [np.sin(5 * u) * np.sin(4 * v), np.cos(3 * u + v), np.sin(7 * v - 2 * u)]
+        images.append(np.round(127.5 * (1 + np.stack(pattern, -1))).astype(np.uint8))
+    return images, cameras
+
+
+def test_starting_points_from_photos_lie_on_the_surface():
+    images, cameras = textured_wall()
+    xyz, rgb = seeds.from_photos(images, cameras, 400, np.random.default_rng(0))
+    assert xyz.shape == rgb.shape == (400, 3) and 0 <= rgb.min() <= rgb.max() <= 1
+    # depths of 0.9 … 12 were possible; the wall is at 3 and level spacing there is about 0.13
+    assert np.median(np.abs(xyz[:, 2])) < 0.15
+
+
+def test_starting_points_from_depth_are_exact_and_gaps_get_filled():
+    images, cameras = textured_wall()
+    depth = np.full((64, 64), 3.0)
+    depth[:, :40] = 0  # unknown
+    rng = np.random.default_rng(0)
+    points = seeds.from_depth_maps(images[2:3], [depth], cameras[2:3], 50, rng)
+    np.testing.assert_allclose(points[0][:, 2], 0, atol=1e-5)
+    filled, _ = seeds.fill_gaps(points, images[2:3], cameras[2:3], 60, rng)
+    x, _, _ = seeds._project(cameras[2], filled[50:])
+    assert len(x) > 20 and (x < 41).mean() > 0.7
+    np.testing.assert_allclose(filled[50:, 2], 0, atol=1e-5)
+
+
+def test_depth_range_survives_parallel_cameras():
+    cameras = [
+        Camera(CAMERA.intrinsics, look_at((x, 0, 0), (x, 0, 1)), 64, 64) for x in (0.0, 1.0, 2.0)
+    ]
+    near, far = seeds.depth_range(cameras)
+    assert 0 < near < far < np.inf
+    assert seeds.depth_range(cameras, np.array([[0.0, 0, 5], [1, 0, 7]])) == pytest.approx(
+        (5, 7), rel=0.05
+    )

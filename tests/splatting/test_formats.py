@@ -1,0 +1,105 @@
+"""Scene files: what plyfile reads of them, what comes back, what a broken one says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plyfile import PlyData
+
+from see3d_jax.errors import InputError
+from see3d_jax.splatting.formats import read_ply, write_ply
+from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians, from_points
+
+
+def scene(number: int = 7, degree: int = 2, seed: int = 0) -> Gaussians:
+    rng = np.random.default_rng(seed)
+    quaternions = rng.normal(size=(number, 4))
+    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+    leaves = (
+        rng.normal(size=(number, 3)), rng.normal(size=(number, 3)), quaternions,
+        rng.normal(size=number), rng.normal(size=(number, (degree + 1) ** 2, 3)),
+    )  # fmt: skip
+    return Gaussians(*(leaf.astype(np.float32) for leaf in leaves))
+
+
+@settings(max_examples=12, deadline=None)
+@given(number=st.integers(1, 20), degree=st.integers(0, 3), seed=st.integers(0, 999))
+def test_round_trip_keeps_every_bit_but_quaternion_length(tmp_path_factory, number, degree, seed):
+    path = tmp_path_factory.mktemp("ply") / "scene.ply"
+    before = scene(number, degree, seed)
+    write_ply(path, before)
+    after = read_ply(path)
+    assert after.sh_degree == degree
+    for name in ("means", "log_scales", "opacity_logits", "sh"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    np.testing.assert_allclose(after.quaternions, before.quaternions, atol=1e-6)
+
+
+def test_plyfile_finds_the_3dgs_properties_in_order(tmp_path):
+    before = scene(degree=1)
+    write_ply(tmp_path / "scene.ply", before)
+    ply = PlyData.read(tmp_path / "scene.ply")
+    assert not ply.text and ply.byte_order == "<"
+    (vertex,) = ply.elements
+    assert [p.name for p in vertex.properties] == [
+        *("x", "y", "z", "nx", "ny", "nz"), *(f"f_dc_{k}" for k in range(3)),
+        *(f"f_rest_{k}" for k in range(9)), "opacity", *(f"scale_{k}" for k in range(3)),
+        *(f"rot_{k}" for k in range(4)),
+    ]  # fmt: skip
+    assert all(p.val_dtype == "f4" for p in vertex.properties)
+    np.testing.assert_array_equal(vertex["z"], before.means[:, 2])
+    # channel-major: f_rest_0..2 are the three degree-1 coefficients of red
+    np.testing.assert_array_equal(vertex["f_rest_1"], before.sh[:, 2, 0])
+    np.testing.assert_array_equal(vertex["f_rest_3"], before.sh[:, 1, 1])
+    np.testing.assert_allclose(vertex["rot_0"], before.quaternions[:, 0], atol=1e-6)
+
+
+def test_empty_slots_are_not_written(tmp_path):
+    before = from_points(np.eye(3), np.full((3, 3), 0.5), capacity=10, sh_degree=0)
+    assert (np.asarray(before.opacity_logits) == EMPTY_LOGIT).sum() == 7
+    write_ply(tmp_path / "scene.ply", before)
+    assert read_ply(tmp_path / "scene.ply").count == 3
+
+
+def damaged(data: bytes, kind: str) -> bytes:
+    if kind == "cut short":
+        return data[:-30]
+    if kind == "cut in the header":
+        return data[:100]
+    if kind == "is missing":
+        return data.replace(b"property float opacity\n", b"property float opaque\n")
+    if kind == "not a PLY":
+        return b"<html>404</html>"
+    if kind == "binary_little_endian":
+        return data.replace(b"binary_little_endian", b"ascii")
+    if kind == "f_rest":
+        return data.replace(b"property float f_rest_8\n", b"property float spare\n")
+    if kind == "NaN":
+        body = data.index(b"end_header\n") + 11
+        return data[:body] + np.float32(np.nan).tobytes() + data[body + 4 :]
+    if kind == "plain number":
+        return data.replace(b"property float nx\n", b"property list uchar int nx\n")
+    return b""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "cut short", "cut in the header", "is missing", "not a PLY", "binary_little_endian",
+        "f_rest", "NaN", "plain number", "empty",
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_named_in_one_line(tmp_path, kind):
+    path = tmp_path / "scene.ply"
+    write_ply(path, scene(degree=1))
+    path.write_bytes(damaged(path.read_bytes(), kind))
+    with pytest.raises(InputError) as caught:
+        read_ply(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_ply(tmp_path / "absent.ply")
