@@ -25,6 +25,7 @@ from data_prep.tracking import (
 )
 
 PAIR_MOTION = 10.0  # px at 480p: enough for the epipolar constraint to bite, little occlusion
+FASTEST_MOTION = 40.0  # px at 480p: flow loses what moves farther, so movers would go unseen
 MAX_PAIR_SECONDS = 1.0
 TOLERANCE = 1.5  # px at 480p; DIS is good to about half of it on textured surfaces
 RELATIVE_TOLERANCE = 0.03  # of the motion, since flow errors grow with motion
@@ -78,16 +79,21 @@ def _partner(
         too_far = abs(times[candidate] - times[first]) > MAX_PAIR_SECONDS or len(common) < 20
         if too_far and partner is not None:
             break
-        motion = _median_motion(tracks, common, first, candidate) if len(common) else 0.0
+        motion, fastest = _motion(tracks, common, first, candidate)
+        if fastest > FASTEST_MOTION and partner is not None:
+            break
         partner = (int(candidate), motion)
         if motion >= PAIR_MOTION or too_far:
             break
     return partner
 
 
-def _median_motion(tracks: Tracks, common: np.ndarray, first: int, second: int) -> float:
+def _motion(tracks: Tracks, common: np.ndarray, first: int, second: int) -> tuple[float, float]:
+    """Median and 95 % quantile of the displacement, px at 480p."""
+    if not len(common):
+        return 0.0, 0.0
     motion = np.linalg.norm(tracks.xy[common, second] - tracks.xy[common, first], axis=1)
-    return float(np.median(motion)) / tracks.scale
+    return float(np.median(motion)) / tracks.scale, float(np.quantile(motion, 0.95)) / tracks.scale
 
 
 def dynamic_mask(

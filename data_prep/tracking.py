@@ -200,9 +200,9 @@ def turn_residual(matrix: np.ndarray | None, points: np.ndarray, center: np.ndar
 def track_radii(tracks: Tracks, seed: int, shortest: int = 4) -> np.ndarray:
     """Radius in px at 480p of a small circle covering 60 % of each track: [tracks long enough].
 
-    For a curve in time the smallest such circle is found among the circles of its densest 60 %:
-    points are dropped from the outside in, a few rounds, with the exact smallest enclosing circle
-    at the end. Always ≥ 0; `seed` only decides which tracks are measured when there are many.
+    The search starts from the track point with the nearest 60 % of the others and then moves to
+    the centre of their smallest enclosing circle while that shrinks: at most twice the optimum,
+    never negative. `seed` only decides which tracks are measured when there are many.
     """
     import cv2
 
@@ -215,12 +215,16 @@ def track_radii(tracks: Tracks, seed: int, shortest: int = 4) -> np.ndarray:
         points = tracks.xy[index]
         points = points[np.isfinite(points[:, 0])]
         keep = int(np.ceil(CIRCLE_SHARE * len(points)))
-        while len(points) > keep:
-            (x, y), _ = cv2.minEnclosingCircle(points)
-            distance = np.linalg.norm(points - np.float32([x, y]), axis=1)
-            drop = max(1, (len(points) - keep) // 3)
-            points = points[np.argsort(distance, kind="stable")[: len(points) - drop]]
-        _, radius = cv2.minEnclosingCircle(points)
+        spread = np.linalg.norm(points[:, None] - points[None], axis=-1)
+        center = points[np.argmin(np.partition(spread, keep - 1, axis=1)[:, keep - 1])]
+        radius = np.inf
+        for _ in range(10):
+            distance = np.linalg.norm(points - center, axis=1)
+            nearest = points[np.argsort(distance, kind="stable")[:keep]]
+            found, smaller = cv2.minEnclosingCircle(nearest)
+            if smaller >= radius - 1e-3:
+                break
+            center, radius = np.float32(found), smaller
         radii.append(max(0.0, radius) / tracks.scale)
     return np.array(radii, np.float32)
 

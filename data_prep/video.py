@@ -27,7 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.tracking import fit_homography
+from data_prep.tracking import (
+    fit_fundamental,
+    fit_homography,
+    homography_error,
+    sampson_error,
+)
 
 SHORT_SIDE = 480
 FRAME_GAP_S = 0.049  # 30 fps -> every 2nd frame, 25 and 24 fps too, 50 and 60 fps -> every 3rd
@@ -212,7 +217,7 @@ def _bar_edges(inside: np.ndarray, length: int) -> tuple[int, int]:
 
 
 def _same_scene(before: np.ndarray, after: np.ndarray) -> bool:
-    """True when enough SIFT features of two frames follow one homography (or both are blank)."""
+    """True when enough SIFT features of two frames follow one homography or epipolar geometry."""
     import cv2
 
     sift = cv2.SIFT_create(nfeatures=800, contrastThreshold=0.02)
@@ -227,12 +232,20 @@ def _same_scene(before: np.ndarray, after: np.ndarray) -> bool:
         return False
     pairs = cv2.BFMatcher().knnMatch(features_a, features_b, k=2)
     good = [p[0] for p in pairs if len(p) == 2 and p[0].distance < 0.75 * p[1].distance]
+    # one match per target: repeated texture sends many features to one place
+    good = list({match.trainIdx: match for match in good}.values())
     if len(good) < 12:
         return False
     a = np.array([points_a[m.queryIdx].pt for m in good], np.float32)
     b = np.array([points_b[m.trainIdx].pt for m in good], np.float32)
-    _, inliers = fit_homography(a, b, threshold=6.0, seed=0)
-    return int(inliers.sum()) >= max(12, 0.25 * len(good))
+    plane, _ = fit_homography(a, b, threshold=6.0, seed=0)
+    on_plane = int((homography_error(plane, a, b) < 6.0).sum())
+    mirrored = plane is not None and np.linalg.det(plane[:2, :2]) <= 0
+    if on_plane >= max(12, 0.3 * len(good)) and not mirrored:
+        return True
+    lines, _ = fit_fundamental(a, b, threshold=2.0, seed=0)
+    on_lines = float((sampson_error(lines, a, b) < 2.0).mean())
+    return len(good) >= 25 and on_lines >= 0.7 and not mirrored
 
 
 # ------------------------------------------------------------------ inside the decoding process
