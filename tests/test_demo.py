@@ -30,8 +30,18 @@ def test_a_finished_step_is_not_repeated_until_its_command_changes(tmp_path, cap
         demo.run(step(folder, touch(count)), tmp_path / ".finished")
     assert count.read_text() == "x" and "already done" in capfd.readouterr().out
     (folder / "old.txt").write_text("of the old command")
-    demo.run(step(folder, "import os", touch(count)), tmp_path / ".finished")
+    again = f"__import__('os').makedirs({str(folder)!r}, exist_ok=True)"
+    demo.run(step(folder, again, touch(count)), tmp_path / ".finished")
     assert count.read_text() == "xx" and not (folder / "old.txt").exists()
+
+
+def test_a_step_that_stopped_half_way_is_not_done(tmp_path) -> None:
+    half = demo.Step(
+        "a purpose", tmp_path, ("timeit", "-n", "1", "-r", "1", "pass"), "checkpoints/9"
+    )
+    with pytest.raises(WorkError, match="before it was done"):
+        demo.run(half, tmp_path / ".finished")
+    assert not (tmp_path / ".finished").exists()
 
 
 def test_a_failed_step_stops_the_chain_and_leaves_no_marker(tmp_path) -> None:

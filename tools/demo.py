@@ -58,11 +58,16 @@ FAST = Size(
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command of the chain: what it is for, the folder it writes, the arguments."""
+    """One command of the chain: what it is for, the folder it writes, the arguments.
+
+    `result`, inside `output`, exists only when the work is complete: a training run that was told
+    to stop saves and exits without an error, too.
+    """
 
     purpose: str
     output: Path
     arguments: tuple[str, ...]
+    result: str = "."
 
     @property
     def name(self) -> str:
@@ -100,7 +105,7 @@ def steps(output: Path, size: Size, seed: int) -> list[Step]:
             f"--config.data.path={curated}", f"--config.num_steps={size.train_steps}",
             f"--config.seed={seed}",
             f"--config.sample_every={size.sample_every}",
-        )),
+        ), f"checkpoints/{size.train_steps}"),
         Step("generate views of the unseen scene from one of its images", views, (
             "see3d_jax.cli", "generate", "--input", str(held_out), "--reference", "18",
             "--trajectory", str(held_out / "transforms.json"), "--checkpoint", str(training),
@@ -124,7 +129,8 @@ def run(step: Step, markers: Path) -> float:
     """Runs a step unless its marker says that this very command succeeded; returns its seconds."""
     marker = markers / f"{step.name}.json"
     done = _finished(marker)
-    if done is not None and done["command"] == step.line and step.output.exists():
+    result = step.output / step.result
+    if done is not None and done["command"] == step.line and result.exists():
         print(f"  already done ({done['seconds']:.0f} s); delete {marker} to repeat", flush=True)
         return done["seconds"]
     if done is not None:  # another command's result: it would be refused or mixed with the new one
@@ -135,6 +141,10 @@ def run(step: Step, markers: Path) -> float:
     seconds = time.monotonic() - start
     if code:
         raise WorkError(f"the step above ended with exit code {code}: {step.line}")
+    if not result.exists():
+        raise WorkError(
+            f"the step above stopped before it was done; run again to go on: {step.line}"
+        )
     write_json(marker, {"command": step.line, "seconds": seconds})
     print(f"  took {seconds:.0f} s", flush=True)
     return seconds
