@@ -47,7 +47,9 @@ def parse_arguments(argv: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
     Raises InputError for anything missing, unknown or of the wrong type.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file.", flag_values=values, sys_argv=argv
+    )
     flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
     _check_config_file(_config_path(argv))
     try:

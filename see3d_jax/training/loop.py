@@ -72,7 +72,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             state, position = checkpoints.restore(step, _abstract(fresh, shardings))
             batches.set_state(position)
         else:
-            state = jax.jit(fresh, out_shardings=shardings)()
+            # Op by op: compiling hundreds of small random draws takes longer than running them.
+            state = jax.device_put(fresh(), shardings)
         log = stack.enter_context(MetricsLog(workdir, step))
         console = stack.enter_context(Console(step, config.num_steps, config.batch_size))
         stop = stack.enter_context(stop_signal())

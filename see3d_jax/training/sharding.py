@@ -65,13 +65,17 @@ def state_shardings(
     state: Any,
     mesh: Mesh,
     rules: tuple[tuple[str, P], ...] = RULES,
-    min_split_bytes: int = MIN_SPLIT_BYTES,
+    min_split_bytes: int | None = None,
 ) -> Any:
-    """A NamedSharding for every leaf of `state` (arrays or abstract arrays)."""
+    """A NamedSharding for every leaf of `state` (arrays or abstract arrays).
+
+    Leaves below `min_split_bytes` (default `MIN_SPLIT_BYTES`) are replicated.
+    """
+    least = MIN_SPLIT_BYTES if min_split_bytes is None else min_split_bytes
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, _spec(name, leaf, mesh, rules, min_split_bytes))
+        return NamedSharding(mesh, _spec(name, leaf, mesh, rules, least))
 
     return jax.tree_util.tree_map_with_path(place, state)
 

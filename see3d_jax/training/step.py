@@ -109,4 +109,4 @@ def train_step(
     ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
     new_state = TrainState(state.step + 1, params, ema_params, opt_state)
     new_state = jax.lax.with_sharding_constraint(new_state, state_shardings(new_state, mesh))
-    return new_state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}

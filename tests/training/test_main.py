@@ -1,0 +1,76 @@
+"""The command line: every mistake is one clear line on stderr, never a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from see3d_jax.errors import InputError
+from see3d_jax.main import parse_arguments
+
+TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
+
+
+def arguments(*extra, config=TINY, workdir="run"):
+    return ["main", f"--config={config}", f"--workdir={workdir}", *extra]
+
+
+def test_overrides_reach_the_config_with_their_types():
+    config, workdir = parse_arguments(
+        arguments("--config.num_steps=7", "--config.data.path=a b", "--config.data.stride=(2,3)")
+    )
+    assert (config.num_steps, config.data.path, config.data.stride) == (7, "a b", (2, 3))
+    assert workdir == Path("run") and config.is_locked
+
+
+def test_options_may_be_given_as_two_words():
+    config, workdir = parse_arguments(["main", "--config", TINY, "--workdir", "run"])
+    assert config.seed == 0 and workdir == Path("run")
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["main", "--workdir=run"], "--config is missing"),
+        (["main", f"--config={TINY}"], "--workdir is missing"),
+        (["main", "--config=nowhere.py", "--workdir=run"], "nowhere.py.*no such config file"),
+        (arguments("--config.stepz=3"), "unknown config key --config.stepz"),
+        (arguments("--config.data.pth=x"), "unknown config key --config.data.pth"),
+        (arguments("--config.num_steps=many"), "num_steps=many"),
+        (arguments("--wrokdir=x"), "unknown flag --wrokdir; did you mean --workdir"),
+        (arguments("stray"), "unexpected argument 'stray'"),
+    ],
+)
+def test_a_mistake_is_named(argv, message):
+    with pytest.raises(InputError, match=message):
+        parse_arguments(argv)
+
+
+@pytest.mark.parametrize("text", ["import nowhere_to_be_found", "x = 1", "def get_config(): 1 / 0"])
+def test_a_broken_config_file_is_named(tmp_path, text):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"broken\.py: not a usable config file"):
+        parse_arguments(arguments(config=path))
+
+
+def run_main(*argv):
+    return subprocess.run(
+        [sys.executable, "-m", "see3d_jax.main", *argv], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_shows_examples():
+    done = run_main("--help")
+    assert done.returncode == 0 and "Examples:" in done.stdout and "--config=" in done.stdout
+
+
+def test_a_missing_data_folder_ends_with_one_line_and_a_code(tmp_path):
+    workdir = tmp_path / "run"
+    done = run_main(*arguments(f"--config.data.path={tmp_path / 'nowhere'}", workdir=workdir)[1:])
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "nowhere" in done.stderr and not workdir.exists()
