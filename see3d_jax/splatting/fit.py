@@ -37,8 +37,8 @@ class FitConfig:
         then down to a tenth; `sh_rest_rate` is for degrees ≥ 1.
       ssim_weight: λ of the loss.
       opacity_pull, scale_pull: weights of the mean opacity and of the mean size ÷ scene size.
-      relocate_every, relocate_until: steps between relocations, and the share of the fit after
-        which there are none.
+      relocate_every, relocate_until: steps between relocations (fewer in a fit of
+        under 20 times as many), and the share of the fit after which there are none.
       growth: factor on the number of Gaussians at each relocation, up to the capacity.
     """
 
@@ -136,6 +136,8 @@ def fit(
     )
     state = _State(initial, _zeros(initial), _zeros(initial), jnp.int32(0))
     scale = jnp.float32(scene_size)
+    # A short fit must reach its number of Gaussians too.
+    relocate_every = min(config.relocate_every, max(1, config.steps // 20))
     capacity = 1 << 14
     losses, psnrs, durations = np.zeros(config.steps), np.zeros(config.steps), []
     order: list[int] = []
@@ -158,7 +160,7 @@ def fit(
         durations.append(time.perf_counter() - began)
         if not np.isfinite(losses[step]):
             raise FloatingPointError(f"the fit diverged at step {step}: loss {losses[step]}")
-        if (step + 1) % config.relocate_every == 0 and step < config.relocate_until * config.steps:
+        if (step + 1) % relocate_every == 0 and step < config.relocate_until * config.steps:
             state = _relocate(state, jax.random.fold_in(keys, step), jnp.float32(config.growth))
         smooth = psnrs[step] if smooth is None else 0.95 * smooth + 0.05 * psnrs[step]
         bar.set_postfix_str(f"PSNR {smooth:.2f} dB", refresh=False)
