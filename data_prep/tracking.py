@@ -142,7 +142,8 @@ def pair_geometry(
     common = tracks.common(first, second)
     center = np.array(tracks.size, np.float64) / 2.0
     a, b = tracks.xy[common, first], tracks.xy[common, second]
-    threshold = max(0.5, tolerance * tracks.scale)
+    # Tracks are good to about a pixel however small the frames are.
+    threshold = max(1.0, tolerance * tracks.scale)
     motion = float(np.median(np.linalg.norm(b - a, axis=1))) / tracks.scale
     homography, _ = fit_homography(a, b, threshold, seed)
     plane_error = homography_error(homography, a, b)

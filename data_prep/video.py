@@ -271,7 +271,10 @@ def _decord_reader(path: str) -> _Reader:
 
     def frames() -> Iterator[tuple[float, np.ndarray]]:
         for time in times:
-            yield float(time), reader.next().asnumpy()
+            frame = reader.next().asnumpy()
+            if frame.shape[-1] != 3:  # decord misreads the row padding of some very narrow videos
+                raise RuntimeError(f"decord gives frames of shape {frame.shape}")
+            yield float(time), frame
 
     return _Reader("decord", declared, frames())
 
