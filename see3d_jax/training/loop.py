@@ -88,7 +88,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             console.say(f"nothing to do: step {step} of {config.num_steps} is reached")
 
         unseen: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
-        while step < config.num_steps and not stop.requested:
+        # `done` is read from the signal once a step: one that arrives later ends the next step.
+        done = step >= config.num_steps
+        while not done:
             with console.waiting_for_input():
                 batch = put_batch(next(batches), mesh)
             state, metrics = train_step(
@@ -127,7 +129,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                         **scores
                     )
                 )
-        if stop.requested:
+        if step < config.num_steps:
             console.say(f"stopped by a signal at step {step}, saved; run again to continue")
 
 

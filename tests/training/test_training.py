@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -110,19 +112,20 @@ def test_a_run_killed_between_saves_repeats_the_lost_steps_exactly(
     assert differences(finished, tmp_path) == []
 
 
-def test_sigterm_saves_and_the_next_run_continues(finished, clip_folder, tmp_path, monkeypatch):
-    import os
-    import signal
+@pytest.mark.parametrize("moment, saved", [("train_step", "1"), ("write_losses", "2")])
+def test_sigterm_saves_and_the_next_run_continues(
+    finished, clip_folder, tmp_path, monkeypatch, moment, saved
+):
+    """A signal during a step ends the run after it; one while logging, after the next step."""
+    real = getattr(loop, moment)
 
-    real_step = loop.train_step
-
-    def step_and_signal(*args, **kwargs):
+    def signalled(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
-        return real_step(*args, **kwargs)
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", step_and_signal)
-    loop.train(minuscule(clip_folder), tmp_path)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    monkeypatch.setattr(loop, moment, signalled)
+    loop.train(minuscule(clip_folder, log_every=1), tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [saved]
     monkeypatch.undo()
     loop.train(minuscule(clip_folder), tmp_path)
     assert differences(finished, tmp_path) == []
