@@ -45,8 +45,8 @@ class Size:
     sample_every: int = 180
     views: int = 11
     sampling_steps: int = 25
-    scene_steps: int = 300
-    views_steps: int = 200
+    scene_steps: int = 500
+    views_steps: int = 250
     gaussians: int = 6000
 
 
@@ -99,6 +99,7 @@ def steps(output: Path, size: Size, seed: int) -> list[Step]:
         )),
         Step("choose the videos worth training on, and cut them into clips", curated, (
             "data_prep.curate", "--input", str(videos / "videos"), "--output", str(curated),
+            "--workers", "2",
         )),
         Step("train a small multi-view diffusion model on the clips", training, (
             "see3d_jax.main", "--config=configs/tiny.py", f"--workdir={training}",
@@ -115,6 +116,7 @@ def steps(output: Path, size: Size, seed: int) -> list[Step]:
         Step("fit 3D Gaussians to the true images of the unseen scene", scene, (
             "see3d_jax.cli", "reconstruct", "--input", str(held_out), "--output", str(scene),
             "--steps", str(size.scene_steps), "--gaussians", str(size.gaussians),
+            "--max-size", "192",
             "--seed", str(seed),
         )),
         Step("fit 3D Gaussians to the generated views", scene_of_views, (
@@ -161,7 +163,7 @@ def _finished(marker: Path) -> dict | None:
     epilog="""\b
 Examples:
   python -m tools.demo --output demo_output
-  python -m tools.demo --output /tmp/demo --fast     # checks the plumbing, learns nothing
+  python -m tools.demo --output fast_demo --fast     # checks the plumbing, learns nothing
 """,
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR")
