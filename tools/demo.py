@@ -41,8 +41,8 @@ class Size:
     """
 
     clips: int = 24
-    train_steps: int = 360
-    sample_every: int = 180
+    train_steps: int = 600
+    sample_every: int = 300
     views: int = 11
     sampling_steps: int = 25
     scene_steps: int = 500
