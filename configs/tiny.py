@@ -4,7 +4,9 @@
 
 Everything of the paper's training at a size that fits: 64² images, a fixed DCT codec instead of the
 VAE, 4 views of which 1 or 2 are references, no text or image embedding. It learns to fill masked
-views from their references; sharp detail is not to be expected of it.
+views from their references. Measured on 39 clips, 8 sources held out: 259 steps (110 s of stepping
+on two shared cores) give 14.4 dB with 10 sampler steps and 15.5 dB with 3; copying the nearest
+reference gives 17.5 dB. Views of a model this young are blurred patches of colour.
 """
 
 import ml_collections
@@ -14,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.num_steps = 600
-    config.batch_size = 4  # at a few minutes, more steps are worth more than larger batches
+    config.batch_size = 4  # small for the sake of more steps; not compared with others
     config.init_from = ""  # trains from scratch
 
     config.data = ml_collections.ConfigDict()
@@ -28,14 +30,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.threads = 2  # decoding threads
     config.data.workers = 0  # decoding processes instead, if > 0
 
-    config.codec = ml_collections.ConfigDict({"kind": "dct", "factor": 4, "channels": 12})
+    # 6 coefficients can show 26.1 dB and got 14.4 in 110 s; 12 can show 30.5 and got 13.5.
+    config.codec = ml_collections.ConfigDict({"kind": "dct", "factor": 4, "channels": 6})
     channels = config.codec.get_ref("channels")
 
     config.model = ml_collections.ConfigDict()  # models.unet.UNetConfig
     config.model.in_channels = 2 * channels + 1  # X_t, V_t, mask
     config.model.out_channels = channels
     config.model.model_channels = 64
-    config.model.channel_mult = (1, 2)  # a third level costs 15 s of compiling and 18 % of a step
+    config.model.channel_mult = (1, 2)  # two levels compile faster; quality not compared
     config.model.num_res_blocks = 1
     config.model.attention_strides = (2,)
     config.model.head_dim = 32
@@ -75,6 +78,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 2
     config.sample_every = 200  # steps; 0 = never
     config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.sampler_steps = 10
+    config.evaluation.sampler_steps = 5  # 3 scored 0.9 to 1.3 dB above 10 on a young model
     config.evaluation.guidance = 0.0  # guidance hurts a model this undertrained
     return config

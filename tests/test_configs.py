@@ -67,8 +67,8 @@ def test_tiny_fits_together_and_follows_its_codec():
     config = load("tiny")
     codec = settings.codec(config, settings.train_spec(config).unet)
     assert config.model.out_channels == codec.channels
-    config.codec.channels = 6  # derived values follow
-    assert (config.model.in_channels, config.model.out_channels) == (13, 6)
+    config.codec.channels = 5  # derived values follow
+    assert (config.model.in_channels, config.model.out_channels) == (11, 5)
     make_mesh(config)
 
 
