@@ -11,7 +11,6 @@ usage, 130 interrupted.
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -46,11 +45,11 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         _fail(f"{error.format_message()} (see --help)", error.exit_code or 2)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            where = f": {error.filename}" if error.filename else ""
-            _fail(f"cannot write{where}: {error.strerror}", 1)
-        raise
+    except OSError as error:  # full disk, no permission, a file where a folder is needed …
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror}", 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -48,6 +48,7 @@ def test_json_with_nan_is_refused_and_writes_nothing(tmp_path):
         (WorkError("all inputs failed"), 1),
         (click.UsageError("no such option: --x"), 2),
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "photo.jpg/out"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )
