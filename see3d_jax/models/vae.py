@@ -4,6 +4,7 @@ Plain convolutional encoder and decoder with one attention block in the middle o
 names mirror the diffusers names, so that converting weights is a walk over names. Images are
 [N, H, W, 3] in [−1, 1]; latents [N, h, w, c] are *unscaled* here: `codec.VaeCodec` multiplies by
 `scaling_factor`. The down-sampling convolution pads (0, 1), unlike the UNet's (1, 1).
+Large images can go through in tiles, and batches image by image: see `tiling`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from flax import nnx
 
 from see3d_jax.models.attention import attention
 from see3d_jax.models.layers import Conv, GroupNorm, Linear, numbered, upsample_nearest
+from see3d_jax.models.tiling import Network, map_rows, map_tiles
 
 _EPS = 1e-6  # of every norm in here
 
@@ -32,6 +34,10 @@ class VaeConfig:
       norm_num_groups: groups of every group norm.
       scaling_factor: brings latents to about unit variance.
       dtype: what the network computes in; parameters are float32.
+      tile_size: images with a side above this many pixels go through in tiles of this size, as in
+        the released pipeline (its `sample_size`); None: never, which is more exact but needs
+        memory for the whole image.
+      slicing: one image of a batch at a time: the same result in less memory.
     """
 
     in_channels: int = 3
@@ -42,9 +48,13 @@ class VaeConfig:
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
     dtype: str = "float32"
+    tile_size: int | None = None
+    slicing: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        if self.tile_size is not None and self.tile_size < self.factor:
+            raise ValueError(f"tile_size: must be at least {self.factor}, got {self.tile_size}")
 
     @property
     def factor(self) -> int:
@@ -199,6 +209,7 @@ class AutoencoderKL(nnx.Module):
     def __init__(self, config: VaeConfig) -> None:
         dtype = jnp.dtype(config.dtype)
         c = config.latent_channels
+        self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = Conv(2 * c, 2 * c, 1, dtype=dtype)
@@ -206,10 +217,23 @@ class AutoencoderKL(nnx.Module):
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[N, H, W, 3] → mean and log-variance of the posterior, each [N, h, w, c] float32."""
-        moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, -1)
+        moments = self._run(lambda x: self.quant_conv(self.encoder(x)), images, "pixels")
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, -1)
         return mean, jnp.clip(logvar, -30, 20)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """[N, h, w, c] unscaled latents → [N, H, W, 3] float32."""
-        return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+        images = self._run(lambda y: self.decoder(self.post_quant_conv(y)), z, "latents")
+        return images.astype(jnp.float32)
+
+    def _run(self, network: Network, x: jax.Array, unit: str) -> jax.Array:
+        """A half of the autoencoder over x, in slices and tiles where the configuration says so."""
+        config = self.config
+        run = (lambda y: map_rows(network, y)) if config.slicing else network
+        if config.tile_size is None:
+            return run(x)
+        tile = {"pixels": config.tile_size, "latents": config.tile_size // config.factor}
+        if max(x.shape[1:3]) <= tile[unit]:
+            return run(x)
+        other = tile["latents" if unit == "pixels" else "pixels"]
+        return map_tiles(run, x, tile[unit], other)
