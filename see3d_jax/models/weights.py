@@ -21,6 +21,8 @@ import numpy as np
 from flax import nnx
 
 from see3d_jax.errors import InputError
+from see3d_jax.models.clip_text import ClipText, ClipTextConfig
+from see3d_jax.models.clip_vision import ClipVision, ClipVisionConfig
 from see3d_jax.models.unet import MultiViewUNet, UNetConfig
 from see3d_jax.models.vae import AutoencoderKL, VaeConfig
 
@@ -94,6 +96,59 @@ def vae_params_from_torch(tensors: Mapping[str, np.ndarray], config: VaeConfig) 
     return _from_torch(tensors, abstract_vae(config), "VAE")
 
 
+def init_clip_text(config: ClipTextConfig, seed: int | jax.Array) -> Params:
+    """Fresh float32 parameters of CLIP's text tower; the same seed gives the same bits."""
+    return _initialise(lambda: ClipText(config), seed)
+
+
+def abstract_clip_text(config: ClipTextConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct` leaves; allocates nothing."""
+    return jax.eval_shape(functools.partial(init_clip_text, config, 0))
+
+
+def apply_clip_text(
+    config: ClipTextConfig, params: Params, ids: jax.Array
+) -> tuple[jax.Array, list[jax.Array]]:
+    """[N, tokens] ids → the states the UNet reads, and those before each layer and after the last.
+
+    The first are [N, tokens, width] float32 and normalised; the others are not.
+    """
+    return nnx.merge(_clip_text_graph(config), params)(ids)
+
+
+def clip_text_params_from_torch(
+    tensors: Mapping[str, np.ndarray], config: ClipTextConfig
+) -> Params:
+    """Parameters of the text tower from PyTorch tensors, of the tower alone or of a whole CLIP."""
+    other = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
+    return _from_torch(_without(tensors, other), abstract_clip_text(config), "CLIP text")
+
+
+def init_clip_vision(config: ClipVisionConfig, seed: int | jax.Array) -> Params:
+    """Fresh float32 parameters of CLIP's image tower; the same seed gives the same bits."""
+    return _initialise(lambda: ClipVision(config), seed)
+
+
+def abstract_clip_vision(config: ClipVisionConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct` leaves; allocates nothing."""
+    return jax.eval_shape(functools.partial(init_clip_vision, config, 0))
+
+
+def apply_clip_vision(
+    config: ClipVisionConfig, params: Params, pixels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """[N, S, S, 3] of `preprocess` → embeddings [N, projection_dim], tokens [N, 1 + P, width]."""
+    return nnx.merge(_clip_vision_graph(config), params)(pixels)
+
+
+def clip_vision_params_from_torch(
+    tensors: Mapping[str, np.ndarray], config: ClipVisionConfig
+) -> Params:
+    """Parameters of the image tower from PyTorch tensors, of the tower alone or of a whole CLIP."""
+    other = ("text_model.", "text_projection.", "logit_scale")
+    return _from_torch(_without(tensors, other), abstract_clip_vision(config), "CLIP vision")
+
+
 def parameter_count(tree: Any) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -134,6 +189,25 @@ def _unet_graph(config: UNetConfig) -> nnx.GraphDef:
 @functools.lru_cache(maxsize=8)
 def _vae_graph(config: VaeConfig) -> nnx.GraphDef:
     return _graph(lambda: AutoencoderKL(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _clip_text_graph(config: ClipTextConfig) -> nnx.GraphDef:
+    return _graph(lambda: ClipText(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _clip_vision_graph(config: ClipVisionConfig) -> nnx.GraphDef:
+    return _graph(lambda: ClipVision(config))
+
+
+def _without(tensors: Mapping[str, np.ndarray], other: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Leaves out the other tower of a CLIP, and the position counters that older files hold."""
+    return {
+        name: value
+        for name, value in tensors.items()
+        if not name.startswith(other) and not name.endswith(".position_ids")
+    }
 
 
 def _from_torch(tensors: Mapping[str, np.ndarray], abstract: Params, what: str) -> Params:
