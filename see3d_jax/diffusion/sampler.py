@@ -1,10 +1,13 @@
-"""Draws novel views: DDIM (η = 0) over the schedule, as one `lax.scan`.
+"""Draws novel views: a solver of the sampling ODE over the schedule, as one `lax.scan`.
 
 Each step pins the references to their clean latents, mixes the visual condition with fresh noise
-(see visual_condition), predicts with and without the condition, guides, and steps X_t towards 0.
+(see visual_condition), predicts with and without the condition, guides, and steps X_t towards 0
+(see solvers: DDIM, or the second-order DPM-Solver++(2M) for fewer steps).
 Timesteps: "spaced" (default) takes exactly `num_steps` evenly spaced steps and ends at clean
-latents. "official" repeats the released pipeline, quirks included: "50" means 53 network calls
-(999, 980, … 11), each stepping by 1000 // 50 = 20 though the next call is 19 below, ending at ᾱ_0.
+latents; "quadratic" spaces them like squares, down to t = 0: a second-order solver needs that,
+since even steps end in a leap from t = 1000 / num_steps. "official" repeats the released pipeline,
+quirks included: "50" means 53 network calls (999, 980, … 11), each stepping by 1000 // 50 = 20
+though the next call is 19 below, ending at ᾱ_0.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ import numpy as np
 
 from see3d_jax.diffusion.guidance import guide
 from see3d_jax.diffusion.loss import Denoise
-from see3d_jax.diffusion.schedule import Schedule, signal_and_noise
+from see3d_jax.diffusion.schedule import Schedule
+from see3d_jax.diffusion.solvers import SOLVERS, ddim_step, multistep_weights
 from see3d_jax.diffusion.visual_condition import WEIGHT_FORMS, mix_condition, network_input
 
-TIMESTEPS = ("spaced", "official")
+TIMESTEPS = ("spaced", "quadratic", "official")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,8 @@ class SamplerConfig:
 
     Attributes:
       num_steps: nominal number of steps.
-      timesteps: "spaced" or "official", see the module docstring.
+      timesteps: "spaced", "quadratic" or "official", see the module docstring.
+      solver: "ddim" or "dpmpp_2m" (best with "quadratic", never with "official").
       guidance: g of `guidance.guide`; 0 runs the conditional branch only.
       guidance_rescale: see `guidance.guide`.
       weight_form: W_t, see `visual_condition.mixing_weight`; "clean" for super-resolution.
@@ -39,6 +44,7 @@ class SamplerConfig:
 
     num_steps: int = 50
     timesteps: str = "spaced"
+    solver: str = "ddim"
     guidance: float = 2.0
     guidance_rescale: float = 0.0
     weight_form: str = "code"
@@ -47,6 +53,13 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if self.timesteps not in TIMESTEPS:
             raise ValueError(f"timesteps: expected one of {TIMESTEPS}, got {self.timesteps!r}")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver: expected one of {SOLVERS}, got {self.solver!r}")
+        if self.solver != "ddim" and self.timesteps == "official":
+            raise ValueError(
+                f"solver: {self.solver!r} needs timesteps='quadratic' or 'spaced': an "
+                "official step does not land where the next one starts"
+            )
         if self.weight_form not in WEIGHT_FORMS:
             raise ValueError(f"weight_form: expected one of {WEIGHT_FORMS}: {self.weight_form!r}")
         if not 1 <= self.num_steps <= 999:
@@ -75,6 +88,13 @@ def sampling_steps(
     if config.timesteps == "official":
         calls = np.arange(last, 0, -(last // config.num_steps))
         landings = np.maximum(calls - num_timesteps // config.num_steps, -1)
+    elif config.timesteps == "quadratic":
+        upward = np.arange(config.num_steps)
+        squares = last * (upward / max(config.num_steps - 1, 1)) ** 2
+        # No timestep twice: the first squares lie less than 1 apart when there are many steps.
+        calls = np.maximum(np.round(squares).astype(int), upward)[::-1]
+        calls[0] = last
+        landings = np.append(calls[1:], -1)
     else:
         spacing = num_timesteps / config.num_steps
         calls = np.round(num_timesteps - spacing * np.arange(config.num_steps)).astype(int) - 1
@@ -141,8 +161,11 @@ def sample(
         )
         return guide(*jnp.split(both, 2), config.guidance, config.guidance_rescale)
 
-    def step(x: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array | None]:
-        index, t, alpha_bar_next, eps = inputs
+    second_order = config.solver == "dpmpp_2m"
+
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array | None]:
+        x, x_0_before = carry
+        index, t, alpha_bar_next, weights, eps = inputs
         if noises is None:
             eps = jax.random.normal(jax.random.fold_in(key_condition, index), x.shape, jnp.float32)
         x_t = jnp.where(reference, latents, x)
@@ -150,18 +173,24 @@ def sample(
             schedule, x_t, latents, eps, t, form=config.weight_form, beta=config.beta
         )
         x_0, noise = schedule.to_x0_eps(x_t, predict(x_t, v_t, t), t)
-        signal_next, noise_next = signal_and_noise(alpha_bar_next, x.ndim)
-        x = signal_next * x_0 + noise_next * noise
+        if second_order:
+            x = weights[0] * x_t + weights[1] * x_0 + weights[2] * x_0_before
+        else:
+            x = ddim_step(x_0, noise, alpha_bar_next)
         if progress is not None:
             jax.debug.callback(lambda i: progress(int(i) + 1, len(calls)), index)
-        return x, (x if keep_steps else None)
+        carry = (x, x_0 if second_order else None)
+        return carry, (x if keep_steps else None)
 
+    alpha_bar_next = jnp.where(landings >= 0, alphas[np.maximum(landings, 0)], end)
     inputs = (
         jnp.arange(len(calls)),
         jnp.asarray(calls),
-        jnp.where(landings >= 0, alphas[np.maximum(landings, 0)], end),
+        alpha_bar_next,
+        multistep_weights(alphas[calls], alpha_bar_next) if second_order else None,
         None if noises is None else noises.condition,
     )
-    x, steps = jax.lax.scan(step, initial, inputs)
+    start = (initial, jnp.zeros_like(initial) if second_order else None)
+    (x, _), steps = jax.lax.scan(step, start, inputs)
     x = jnp.where(reference, latents, x)
     return (x, steps) if keep_steps else x
