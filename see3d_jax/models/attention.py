@@ -5,7 +5,10 @@ tokens, and a logits matrix would need 16 GiB per head. `attention` picks a back
 - "plain": the textbook form; the reference of the tests, and used where the logits are small;
 - "chunked": softmax over one chunk of queries at a time, with its own backward pass that keeps
   only the output and the log-sum-exp per query (no logits are stored), on any device;
-- "cudnn": fused flash attention on NVIDIA GPUs, half precision only.
+- "cudnn": fused flash attention on NVIDIA GPUs, half precision only;
+- "splash": the Pallas flash kernel on TPUs, without a mask; numbers of tokens must be multiples of
+  128. XLA cannot split it over devices by itself, so "auto" takes it on one device or inside
+  `jax.shard_map`, and "chunked" elsewhere.
 Softmax and log-sum-exp are float32 whatever the inputs are. Axes: [B, tokens, heads, head_dim].
 """
 
@@ -17,13 +20,16 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType
 
-BACKENDS = ("auto", "plain", "chunked", "cudnn")
+BACKENDS = ("auto", "plain", "chunked", "cudnn", "splash")
 # Names under which the chunked form marks what a remat policy should keep, so that recomputing a
 # block does not recompute its attention.
 SAVED_NAMES = ("attention_output", "attention_lse")
 # Below this many logits per head and sample, storing them is cheaper than computing them again.
 PLAIN_LOGITS = 128 * 1024
+# Tokens per block of the TPU kernel: 2048 does not fit the VMEM of v5e and v5p.
+SPLASH_BLOCK, SPLASH_UNIT = 1024, 128
 
 
 def attention(
@@ -43,19 +49,36 @@ def attention(
     if backend not in BACKENDS:
         raise ValueError(f"attention backend: expected one of {BACKENDS}, got {backend!r}")
     if backend == "auto":
-        half = q.dtype in (jnp.bfloat16, jnp.float16)
-        if half and jax.default_backend() == "gpu":
-            backend = "cudnn"
-        else:
-            backend = "plain" if q.shape[1] * k.shape[1] <= PLAIN_LOGITS else "chunked"
+        backend = choose_backend(q, k)
     if backend == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # heads first
-    if backend == "plain":
+    if backend == "splash":
+        out = _splash_attention(q, k, v)
+    elif backend == "plain":
         out, _ = _softmax_attention(q, jnp.swapaxes(k, 2, 3), v)
     else:
         out = _chunked_attention(q, k, v, min(chunk, q.shape[2]))
     return jnp.swapaxes(out, 1, 2).astype(q.dtype)
+
+
+def choose_backend(q: jax.Array, k: jax.Array) -> str:
+    """What "auto" means for queries [B, N, …] and keys [B, M, …] on the default device."""
+    device = jax.default_backend()
+    if device == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    if q.shape[1] * k.shape[1] <= PLAIN_LOGITS:
+        return "plain"
+    whole_blocks = q.shape[1] % SPLASH_UNIT == 0 and k.shape[1] % SPLASH_UNIT == 0
+    if device == "tpu" and whole_blocks and _sees_one_device():
+        return "splash"
+    return "chunked"
+
+
+def _sees_one_device() -> bool:
+    """Whether the code being traced runs on each device by itself."""
+    axes = jax.sharding.get_abstract_mesh().axis_types
+    return jax.device_count() == 1 or (bool(axes) and all(a == AxisType.Manual for a in axes))
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -147,3 +170,39 @@ def _chunked_backward(
 
 
 _chunked_attention.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The Pallas TPU kernel; q [B, heads, N, d], k and v [B, heads, M, d] → [B, heads, N, d]."""
+    # Imported here: it takes a second and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask
+
+    rows, columns = _splash_block(q.shape[2]), _splash_block(k.shape[2])
+    inner = columns // 2 if columns == SPLASH_BLOCK else columns
+    kernel = splash.SplashAttentionKernel(
+        # Without any mask arrays the kernel visits every block and masks none; a "full" mask would
+        # be built block by block in Python, only to say the same.
+        *[mask.MaskInfo(None, None, None, None, None)] * 3,
+        # Not the fused backward: it keeps one partial dQ per block of keys, gigabytes of them.
+        block_sizes=splash.BlockSizes(rows, columns, inner, rows, columns, inner, rows, columns),
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=splash.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=SAVED_NAMES[0],
+        mask_function=None,
+        interpret=False,
+    )
+    return jax.vmap(kernel)(_scaled(q), k, v)
+
+
+def _splash_block(tokens: int) -> int:
+    """The largest block that the kernel takes and that divides the tokens evenly."""
+    if tokens % SPLASH_UNIT:
+        raise ValueError(
+            f"attention backend 'splash': {tokens} tokens are not a multiple of {SPLASH_UNIT}; "
+            "use 'auto', which falls back to 'chunked'"
+        )
+    blocks = range(SPLASH_BLOCK, 0, -SPLASH_UNIT)
+    return next(block for block in blocks if tokens % block == 0)

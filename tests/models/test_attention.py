@@ -1,11 +1,19 @@
 """Attention backends against the textbook formula, and memory that grows with tokens only."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType
 
-from see3d_jax.models.attention import attention
+from see3d_jax.models.attention import attention, choose_backend
 
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -21,23 +29,115 @@ def _inputs(queries, keys, heads=3, width=16):
     return [2 * jax.random.normal(key, shape) for key, shape in zip(keys_, shapes)]
 
 
+def _value_and_gradients(function, q, k, v, d_out):
+    def run(q, k, v, d_out):
+        out, pull = jax.vjp(function, q, k, v)
+        return out, *pull(d_out)
+
+    return jax.jit(run, compiler_options=QUICK)(q, k, v, d_out)
+
+
 @pytest.mark.parametrize("backend", ["plain", "chunked"])
 @pytest.mark.parametrize("queries, keys", [(70, 50), (5, 77)])
 def test_backends_agree_with_the_formula_in_values_and_gradients(backend, queries, keys):
     q, k, v, d_out = _inputs(queries, keys)
 
-    def value_and_gradients(function):
-        def run(q, k, v, d_out):
-            out, pull = jax.vjp(function, q, k, v)
-            return out, pull(d_out)
-
-        return jax.jit(run, compiler_options=QUICK)(q, k, v, d_out)
-
-    out, gradients = value_and_gradients(lambda *x: attention(*x, backend=backend, chunk=32))
-    expected, expected_gradients = value_and_gradients(_reference)
+    chunked = lambda *x: attention(*x, backend=backend, chunk=32)  # noqa: E731
+    out, *gradients = _value_and_gradients(chunked, q, k, v, d_out)
+    expected, *expected_gradients = _value_and_gradients(_reference, q, k, v, d_out)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=2e-6)
     for gradient, wanted in zip(gradients, expected_gradients):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=3e-5)
+
+
+def test_the_tpu_kernel_agrees_with_the_formula_in_values_and_gradients():
+    q, k, v, d_out = (x[:1] / 2 for x in _inputs(256, 384, heads=2, width=64))
+    expected = _value_and_gradients(_reference, q, k, v, d_out)
+    with pltpu.force_tpu_interpret_mode():
+        found = _value_and_gradients(lambda *x: attention(*x, backend="splash"), q, k, v, d_out)
+    for got, wanted in zip(found, expected):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_ragged_lengths_are_refused_by_the_tpu_kernel_with_the_way_out():
+    q, k, v, _ = _inputs(256, 77)
+    with pytest.raises(ValueError, match=r"77 tokens are not a multiple of 128.*'auto'"):
+        attention(q, k, v, backend="splash")
+
+
+@pytest.mark.parametrize(
+    "device, shape, dtype, chosen",
+    [
+        ("tpu", (1024, 1024), jnp.bfloat16, "splash"),
+        ("tpu", (1024, 77), jnp.bfloat16, "plain"),
+        ("tpu", (1000, 1000), jnp.bfloat16, "chunked"),
+        ("gpu", (1024, 1024), jnp.bfloat16, "cudnn"),
+        ("gpu", (1024, 1024), jnp.float32, "chunked"),
+        ("cpu", (1024, 1024), jnp.bfloat16, "chunked"),
+        ("cpu", (64, 64), jnp.float32, "plain"),
+    ],
+)
+def test_the_backend_follows_device_shape_and_dtype(monkeypatch, device, shape, dtype, chosen):
+    monkeypatch.setattr(jax, "default_backend", lambda: device)
+    q, k = (jax.ShapeDtypeStruct((1, n, 2, 64), dtype) for n in shape)
+    assert choose_backend(q, k) == chosen
+
+
+def test_a_kernel_that_xla_cannot_split_is_not_chosen_on_many_devices(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    x = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)
+    assert choose_backend(x, x) == "chunked"
+    inside = []
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+
+    def note(y):
+        inside.append(choose_backend(x, x))
+        return y
+
+    jax.eval_shape(jax.shard_map(note, mesh=mesh, in_specs=spec, out_specs=spec), jnp.ones(1))
+    assert inside == ["splash"]
+
+
+COMPILE_FOR_TPU = """
+import sys, jax, jax.numpy as jnp
+from jax.experimental import topologies
+from see3d_jax.models.attention import SAVED_NAMES, attention
+chip = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
+x = jax.ShapeDtypeStruct(
+    (1, 65536, 5, 64), jnp.bfloat16, sharding=jax.sharding.SingleDeviceSharding(chip)
+)
+loss = lambda q, k, v: attention(q, k, v, backend="splash").astype(jnp.float32).sum()
+policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+loss = jax.checkpoint(loss, policy=policy)
+compiled = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+print(compiled.as_text().count('custom_call_target="tpu_custom_call"'))
+print(compiled.memory_analysis().temp_size_in_bytes)
+"""
+
+
+@pytest.mark.slow
+def test_the_tpu_kernel_compiles_for_a_real_chip_at_full_size():
+    """16 views of 64² latents; needs libtpu (installed, or at TPU_LIBRARY_PATH), not a TPU."""
+    library = os.environ.get("TPU_LIBRARY_PATH")
+    if library is None:
+        spec = importlib.util.find_spec("libtpu")
+        if spec is None:
+            pytest.skip("libtpu is not installed and TPU_LIBRARY_PATH is not set")
+        library = str(Path(spec.origin).parent / "libtpu.so")
+    settings = {"TPU_LIBRARY_PATH": library, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE_FOR_TPU],
+        env={**os.environ, **settings, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    kernels, temporary = map(int, run.stdout.split())
+    # Forward, dQ, and dK with dV: recomputing a block does not run its attention again.
+    assert kernels == 3
+    assert temporary < 2**30  # the logits alone would be 40 GiB
 
 
 def test_large_logits_do_not_overflow():
