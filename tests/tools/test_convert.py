@@ -1,8 +1,11 @@
 """Converters: nothing is lost or invented on the way in and out, and bad input is named."""
 
+import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -23,8 +26,15 @@ from weight_fixtures import (
 
 from see3d_jax.diffusion.schedule import make_schedule
 from see3d_jax.errors import InputError
-from see3d_jax.models.release import load_release, to_torch
-from tools import convert_mvdream, convert_see3d, export_diffusers
+from see3d_jax.models.release import load_release, to_torch, unet_config
+from see3d_jax.models.weights import init_unet, unet_params_from_torch
+from tools import (
+    convert_mvdream,
+    convert_see3d,
+    export_diffusers,
+    weight_exports,
+    weight_plans,
+)
 from tools.checkpoint_files import open_tensors
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -155,6 +165,29 @@ def test_mvdream_itself_comes_back_bit_for_bit(tmp_path):
     assert json.loads((back / "unet/config.json").read_text()) == MVDREAM
     _run(convert_mvdream, "--input", source, "--output", tmp_path / "nine")
     assert "camera_dim" not in json.loads((tmp_path / "nine/unet/mvdream/config.json").read_text())
+
+
+def test_a_trained_network_becomes_one_that_pytorch_code_loads(tmp_path, monkeypatch):
+    spec = {**UNET, "in_channels": 25, "out_channels": 12, "channel_mult": [1]}
+    config = unet_config({**spec, "attention_resolutions": [1]})
+    params = init_unet(config, 0)
+
+    def model(**changes):
+        unet = dataclasses.replace(config, **changes)
+        monkeypatch.setattr(
+            weight_exports, "load_model", lambda _: SimpleNamespace(unet=unet, params=params)
+        )
+
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    model()
+    _run(export_diffusers, "--input", tmp_path / "run", "--output", tmp_path / "out")
+    back = weight_plans.unet_part("unet/x", tmp_path / "out", keep_camera=False)  # checks shapes
+    assert unet_config(back.spec) == config
+    stored = load_file(tmp_path / "out" / FILE)
+    jax.tree.map(np.testing.assert_array_equal, unet_params_from_torch(stored, config), params)
+    model(norm_groups=16)
+    with pytest.raises(InputError, match="16 norm groups; the PyTorch one has 32"):
+        _run(export_diffusers, "--input", tmp_path / "run", "--output", tmp_path / "other")
 
 
 def test_older_names_of_the_autoencoder_and_whole_clip_files_are_understood(tmp_path):
