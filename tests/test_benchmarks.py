@@ -1,0 +1,79 @@
+"""The benchmarks measure what they say; their timings are not tested."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import solvers, unet
+from see3d_jax.errors import InputError
+from see3d_jax.models.unet import UNetConfig
+from see3d_jax.models.weights import abstract_unet, parameter_count
+
+TINY = UNetConfig(
+    model_channels=16,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_strides=(2,),
+    head_dim=8,
+    context_dim=6,
+    norm_groups=4,
+)
+
+
+def test_the_measured_network_has_the_size_that_is_claimed():
+    assert parameter_count(abstract_unet(unet.problem(small=False)[0])) == 38_803_460
+
+
+def test_the_solver_table_ranks_second_order_before_first(monkeypatch, tmp_path):
+    runs = [("ddim", "spaced", 10), ("dpmpp_2m", "quadratic", 10)]
+    monkeypatch.setattr(solvers, "RUNS", runs)
+    result = CliRunner().invoke(solvers.app, ["--json", str(tmp_path / "out.json")])
+    assert result.exit_code == 0, result.output
+    first, second = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (first["solver"], second["solver"]) == ("ddim", "dpmpp_2m")
+    assert second["gaussian"] < first["gaussian"] / 4
+    assert len(result.output.splitlines()) == 3
+
+
+def test_a_missing_case_is_one_clear_message(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        solvers.network(tmp_path / "absent.json")
+
+
+def test_without_torch_the_comparison_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = CliRunner().invoke(unet.app, ["--small"])
+    assert isinstance(result.exception, InputError)
+    assert "pip install torch, or use --bf16" in str(result.exception)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_counts_what_a_run_holds_and_not_what_came_before():
+    held = np.ones(2**25)  # 0.25 GiB that is there already
+    assert unet._peak_rise(lambda: np.ones(2**24).sum()) == pytest.approx(0.125, abs=0.03)
+    assert held.all()
+
+
+@pytest.mark.slow
+def test_bf16_runs_stay_close_to_float32():
+    errors = unet.bf16_errors(TINY, views=2, size=8)
+    assert len(errors) == 3
+    assert errors["bf16 error, one call"] < 0.03
+    assert all(np.isfinite(value) and value < 1 for value in errors.values())
+
+
+def test_the_torch_network_is_ours():
+    torch = pytest.importorskip("torch")
+    from benchmarks.torch_unet import torch_unet
+    from see3d_jax.models.weights import apply_unet
+
+    (x, t, context), params = unet.inputs_and_weights(TINY, 3, 8)
+    network = torch_unet(TINY, unet._torch_layout(params))
+    rows = (np.moveaxis(x[0], -1, 1).copy(), t[0], context[0])
+    with torch.no_grad():
+        theirs = network(*map(torch.from_numpy, rows), 3).numpy()
+    ours = np.moveaxis(np.asarray(apply_unet(TINY, params, x, t, context))[0], -1, 1)
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
