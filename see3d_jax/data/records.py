@@ -92,7 +92,9 @@ class ClipRecord:
 
 
 def encode(record: ClipRecord) -> bytes:
-    """ClipRecord → serialised record."""
+    """ClipRecord → serialised record; the same record gives the same bytes in every process."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
     values = {
         "version": SCHEMA_VERSION,
         **{f.name: getattr(record, f.name) for f in dataclasses.fields(ClipRecord)},
@@ -104,7 +106,9 @@ def encode(record: ClipRecord) -> bytes:
         "world_to_camera": np.asarray(record.world_to_camera, np.float32),
     }
     features = _features(decode_images=True)
-    return features.serialize_example(features.encode_example(values))
+    serialised = features.serialize_example(features.encode_example(values))
+    # TFDS leaves the order of a protobuf's map entries to chance.
+    return tf_example_pb2.Example.FromString(serialised).SerializeToString(deterministic=True)
 
 
 def decode(serialised: bytes, origin: str = "record") -> ClipRecord:
