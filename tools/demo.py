@@ -41,10 +41,10 @@ class Size:
     """
 
     clips: int = 24
-    train_steps: int = 600
-    sample_every: int = 300
+    train_steps: int = 1500
+    sample_every: int = 500
     views: int = 11
-    sampling_steps: int = 25
+    sampling_steps: int = 10
     scene_steps: int = 500
     views_steps: int = 250
     gaussians: int = 6000

@@ -4,8 +4,8 @@ Two kinds behind one interface, both pytrees that pass through jit:
 - `DctCodec`: a fixed orthonormal block DCT in an opponent colour space, keeping the strongest
   coefficients. Nothing to train or download: this is what CPU-sized runs use.
 - `VaeCodec`: the Stable-Diffusion autoencoder, as in the paper.
-`encode` takes images [..., H, W, 3] in [−1, 1] to latents [..., H/f, W/f, c] of roughly unit
-variance; `decode` goes back (and may overshoot [−1, 1]: clip where pixels are needed).
+`encode` takes images [..., H, W, 3] in [−1, 1] to latents [..., H/f, W/f, c] with a deviation of
+about 1 (VAE) or 2.5 (DCT); `decode` goes back (and may overshoot [−1, 1]: clip for pixels).
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _COLOUR = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6
 # scikit-image at 64² and 128² (all kept coefficients are within a factor of 1.5).
 _DC = (0.74, 0.41, 0.12)
 _AC = (0.0875, 0.027, 0.0105)
+# Root mean square of DCT latents. More than the VAE's 1: the condition C_t comes with noise of
+# deviation up to 0.58, and a block DCT leaves little redundancy to average that over.
+_STRENGTH = 2.5
 
 
 class Codec(Protocol):
@@ -78,15 +81,15 @@ class DctCodec:
         f = self.factor
         blocks = jnp.asarray(images, jnp.float32).reshape(*images.shape[:-3], h, f, w, f, 3)
         blocks = jnp.swapaxes(blocks, -4, -3).reshape(*images.shape[:-3], h, w, f * f * 3)
-        basis, deviation = _dct_basis(self.factor, self.channels)
-        return blocks @ jnp.asarray(basis / deviation)
+        basis, unit = _dct_basis(self.factor, self.channels)
+        return blocks @ jnp.asarray(basis / unit)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """[..., h, w, channels] → [..., h·f, w·f, 3]; dropped coefficients are zero."""
-        basis, deviation = _dct_basis(self.factor, self.channels)
+        basis, unit = _dct_basis(self.factor, self.channels)
         *lead, h, w, _ = latents.shape
         f = self.factor
-        blocks = (latents @ jnp.asarray((basis * deviation).T)).reshape(*lead, h, w, f, f, 3)
+        blocks = (latents @ jnp.asarray((basis * unit).T)).reshape(*lead, h, w, f, f, 3)
         return jnp.swapaxes(blocks, -4, -3).reshape(*lead, h * f, w * f, 3)
 
 
@@ -169,7 +172,11 @@ def _deviation(colour: int, u: int, v: int, factor: int) -> float:
 
 @functools.lru_cache(maxsize=8)
 def _dct_basis(factor: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal basis [f·f·3, channels] over (row, column, rgb), and deviations [channels]."""
+    """Orthonormal basis [f·f·3, channels] over (row, column, rgb), and units [channels].
+
+    A latent is a coefficient divided by its unit. Units follow the square root of the coefficients'
+    deviations, so latents keep half of the natural predominance of coarse over fine (in decades).
+    """
     position = (np.arange(factor) + 0.5) / factor
     waves = np.cos(np.pi * np.arange(factor)[:, None] * position) * np.sqrt(2 / factor)
     waves[0] = np.sqrt(1 / factor)
@@ -180,5 +187,6 @@ def _dct_basis(factor: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
     frequencies.sort(key=lambda k: (-_deviation(*k, factor), k[0], abs(k[1] - k[2]), k[1]))
     kept = frequencies[:channels]
     columns = [np.einsum("i,j,k->ijk", waves[u], waves[v], _COLOUR[c]).ravel() for c, u, v in kept]
-    deviation = np.array([_deviation(*k, factor) for k in kept], np.float32)
-    return np.stack(columns, 1).astype(np.float32), deviation
+    deviation = np.array([_deviation(*k, factor) for k in kept])
+    unit = np.sqrt(deviation * deviation.mean()) / _STRENGTH
+    return np.stack(columns, 1).astype(np.float32), unit.astype(np.float32)
