@@ -1,14 +1,14 @@
 """The paper's first training stage at full size: 866 M parameters, 512² images, 5 views.
 
     python -m see3d_jax.main --config=configs/webvi3d.py --workdir=DIR --config.data.path=WEBVI3D \\
-        --config.init_from=CONVERTED --config.mesh.fsdp=8
+        --config.mesh.fsdp=8
 
 Hardware in the paper: 114 × A100-40GB, 25 days over all stages. Stage 2 continues with 16 views, 1
 or 3 references, batch 228, 200 k steps; the super-resolution stage runs at 1024², batch 114.
 
-Needs Stable Diffusion's autoencoder and MVDream's UNet as converted weights; without
---config.init_from it stops with one line saying so. Values marked [paper], [code] (official
-release) or [ours] (nobody published it). Stage 1 takes 120 k steps.
+Needs Stable Diffusion's autoencoder and MVDream's UNet, which training cannot load yet: the command
+stops with one line saying so. Until then this file is the record of the paper's values, marked
+[paper], [code] (official release) or [ours] (nobody published it), and builds abstractly in a test.
 """
 
 import ml_collections

@@ -57,9 +57,11 @@ def test_webvi3d_builds_the_released_architecture_with_its_optimizer_state():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
 
 
-def test_webvi3d_without_weights_is_refused_in_one_line():
-    config = load("webvi3d")
-    with pytest.raises(InputError, match=r"config\.init_from is empty"):
+@pytest.mark.parametrize("name, init_from", [("webvi3d", ""), ("webvi3d", "w"), ("tiny", "w")])
+def test_what_needs_converted_weights_is_refused_rather_than_trained_without(name, init_from):
+    config = load(name)
+    config.init_from = init_from
+    with pytest.raises(InputError, match=r"cannot start from converted weights"):
         settings.codec(config, settings.train_spec(config).unet)
 
 

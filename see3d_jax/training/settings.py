@@ -105,12 +105,10 @@ def sampler_config(config: ml_collections.ConfigDict) -> SamplerConfig:
 
 def codec(config: ml_collections.ConfigDict, unet: UNetConfig) -> Codec:
     """The image ↔ latent codec, checked against the network and the image size."""
-    if config.codec.kind == "vae":
+    if config.codec.kind == "vae" or config.init_from:
         raise InputError(
-            "config.codec.kind is 'vae', which needs converted Stable Diffusion weights, and "
-            "config.init_from is empty; configs/tiny.py trains without any"
-            if not config.init_from
-            else f"config.init_from={config.init_from}: holds no converted autoencoder weights; "
+            f"config.codec.kind is {config.codec.kind!r} and config.init_from is "
+            f"{config.init_from!r}: training cannot start from converted weights in this release; "
             "configs/tiny.py trains without any"
         )
     made = _build("codec", build_codec, {"spec": config.codec.to_dict()})
