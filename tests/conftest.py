@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Small CPU programs: compile time dominates, so skip XLA's costlier passes unless told otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+# Shared machines are slow at random, which is no bug; CI repeats the same examples every time.
+hypothesis.settings.register_profile(
+    "shared", deadline=None, derandomize=bool(os.environ.get("CI"))
+)
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")
