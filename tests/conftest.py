@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Small CPU programs: compile time dominates, so skip XLA's costlier passes unless told otherwise.
+# Expected numbers are those of float32 on a CPU; an accelerator on the machine must not change them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
