@@ -80,6 +80,14 @@ def mix_condition(
     return weight * c_t + (1 - weight) * x_t
 
 
+def latent_mask(mask: jax.Array, factor: int) -> jax.Array:
+    """[..., H, W, 1] → [..., H/factor, W/factor, 1]: the nearest (top-left) pixel of each block.
+
+    What the released code does; training and sampling must do the same.
+    """
+    return mask[..., ::factor, ::factor, :]
+
+
 def network_input(
     x_t: jax.Array,
     v_t: jax.Array,

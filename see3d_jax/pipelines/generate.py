@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from see3d_jax.diffusion.sampler import SamplerConfig, sample, sampling_steps
 from see3d_jax.diffusion.schedule import Schedule
+from see3d_jax.diffusion.visual_condition import latent_mask
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, stack
 from see3d_jax.geometry.scene_files import read_transforms
@@ -424,7 +425,7 @@ def _sample_groups(
                 mask = np.concatenate([known, masks[group]])[None, ..., None]
                 sampled = _sample(
                     model.params, model.codec, model.schedule, images,
-                    model.latent_mask(mask.astype(np.float32)),
+                    latent_mask(mask.astype(np.float32), model.codec.factor),
                     np.arange(images.shape[1])[None] < references,
                     model.null_context(*images.shape[:2]), jax.random.fold_in(key, number),
                     unet=model.unet, sampler=sampler,

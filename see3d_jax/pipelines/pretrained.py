@@ -62,10 +62,6 @@ class See3DModel:
         """[B, V, L, context_dim] zeros, what the model was given in training."""
         return jnp.zeros((batch, views, self.config["context_tokens"], self.unet.context_dim))
 
-    def latent_mask(self, mask: jax.Array) -> jax.Array:
-        """[..., H, W, 1] → [..., h, w, 1] by the nearest pixel, as in training; 1 = known."""
-        return mask[..., :: self.codec.factor, :: self.codec.factor, :]
-
     def sampler_config(self, num_steps: int, guidance: float, **options: Any) -> SamplerConfig:
         """A sampler that mixes the condition as training did."""
         objective = self.config["objective"]

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from see3d_jax.diffusion.loss import Denoise, diffusion_loss
 from see3d_jax.diffusion.schedule import Schedule
+from see3d_jax.diffusion.visual_condition import latent_mask
 from see3d_jax.models.weights import apply_unet
 from see3d_jax.training.settings import OptimizerSpec, TrainSpec
 from see3d_jax.training.sharding import state_shardings
@@ -43,13 +44,7 @@ def encode_batch(codec: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ja
     x_0 = codec.encode(batch["image"])
     masked = jnp.where(batch["mask"] > 0.5, batch["image"], EMPTY)
     condition = codec.encode(masked)
-    return x_0, condition, latent_mask(batch["mask"], x_0.shape[-3])
-
-
-def latent_mask(mask: jax.Array, latent_height: int) -> jax.Array:
-    """[B, V, H, W, 1] → [B, V, h, w, 1] by taking the nearest pixel, as the released code does."""
-    factor = mask.shape[-3] // latent_height
-    return mask[..., ::factor, ::factor, :]
+    return x_0, condition, latent_mask(batch["mask"], codec.factor)
 
 
 def null_context(is_reference: jax.Array, tokens: int, context_dim: int) -> jax.Array:
