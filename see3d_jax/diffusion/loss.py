@@ -3,13 +3,16 @@
 Draws one timestep per sample (all its views share it), noises the targets, builds the visual
 condition, and asks the network for the noise (or v). Only target views count: references are given
 clean and have nothing to learn from. With probability 0.1 a sample goes without its visual
-condition, which is what guidance at sampling time compares with.
+condition, which is what guidance at sampling time compares with. What is random about a view
+depends on the key, its row in the whole batch and its place among the views, and on nothing else,
+so that it is the same however rows and views are spread over devices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import flax
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +20,56 @@ from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.diffusion.visual_condition import mix_condition, network_input
 
 Denoise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@flax.struct.dataclass
+class LossNoise:
+    """Everything that is random in the loss.
+
+    Attributes:
+      t: [B] int32 timesteps.
+      dropped: [B] bool, samples without visual condition.
+      eps: [B, V, h, w, c] float32 noise of X_t.
+      eps_condition: [B, V, h, w, c] float32 noise ε' of the condition.
+    """
+
+    t: jax.Array
+    dropped: jax.Array
+    eps: jax.Array
+    eps_condition: jax.Array
+
+
+def draw_loss_noise(
+    key: jax.Array,
+    rows: jax.Array,
+    views: jax.Array,
+    latent_shape: tuple[int, int, int],
+    *,
+    num_timesteps: int,
+    drop_probability: float,
+) -> LossNoise:
+    """Draws the noise of some rows and views of a batch.
+
+    Args:
+      key: random key of the whole batch.
+      rows: [B] int32, positions of the rows in the whole batch.
+      views: [V] int32, positions of the views in their samples.
+      latent_shape: (h, w, c) of one view.
+      num_timesteps: t is drawn from 0 … num_timesteps − 1.
+      drop_probability: share of samples without visual condition.
+    """
+
+    def one_view(view_key: jax.Array) -> jax.Array:
+        return jax.random.normal(view_key, (2, *latent_shape), jnp.float32)
+
+    def one_row(row: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key_t, key_drop, key_views = jax.random.split(jax.random.fold_in(key, row), 3)
+        noise = jax.vmap(lambda view: one_view(jax.random.fold_in(key_views, view)))(views)
+        t = jax.random.randint(key_t, (), 0, num_timesteps)
+        return t, jax.random.bernoulli(key_drop, drop_probability), noise
+
+    t, dropped, noise = jax.vmap(one_row)(rows)
+    return LossNoise(t, dropped, noise[:, :, 0], noise[:, :, 1])
 
 
 def diffusion_loss(
@@ -27,12 +80,12 @@ def diffusion_loss(
     mask: jax.Array,
     is_reference: jax.Array,
     context: jax.Array,
-    key: jax.Array,
+    noise: LossNoise,
     *,
-    drop_probability: float = 0.1,
     weight_form: str = "code",
     beta: float = 0.2,
     min_snr_gamma: float | None = None,
+    targets: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean squared error over the entries of target views.
 
@@ -44,36 +97,32 @@ def diffusion_loss(
       mask: [B, V, h, w, 1] at latent size, 1 = known.
       is_reference: [B, V] bool; every sample needs at least one target to count.
       context: [B, V, L, context_dim].
-      key: random key; the same key gives the same loss.
-      drop_probability: share of samples without visual condition.
+      noise: see `draw_loss_noise`.
       weight_form, beta: see `visual_condition.mixing_weight`.
       min_snr_gamma: weight samples by min(SNR, gamma) (Hang et al. 2023); None: all alike.
+      targets: number of target views to divide by where these arrays are part of a larger batch,
+        whose loss is then the sum over the parts; None: the number in `is_reference`.
 
     Returns:
       The scalar loss, and per sample {"t": [B] int32, "loss": [B] float32 (unweighted),
       "dropped": [B] bool}.
     """
-    batch = x_0.shape[0]
-    key_t, key_eps, key_condition, key_drop = jax.random.split(key, 4)
-    t = jax.random.randint(key_t, (batch,), 0, schedule.num_timesteps)
-    eps = jax.random.normal(key_eps, x_0.shape, jnp.float32)
-    eps_condition = jax.random.normal(key_condition, x_0.shape, jnp.float32)
-    dropped = jax.random.bernoulli(key_drop, drop_probability, (batch,))
-
-    x_t = schedule.add_noise(x_0, eps, t)
-    v_t = mix_condition(schedule, x_t, condition, eps_condition, t, form=weight_form, beta=beta)
-    inputs = network_input(x_t, v_t, mask, x_0, is_reference, dropped)
+    t = noise.t
+    x_t = schedule.add_noise(x_0, noise.eps, t)
+    v_t = mix_condition(
+        schedule, x_t, condition, noise.eps_condition, t, form=weight_form, beta=beta
+    )
+    inputs = network_input(x_t, v_t, mask, x_0, is_reference, noise.dropped)
     output = denoise(inputs, jnp.broadcast_to(t[:, None], is_reference.shape), context)
 
-    error = jnp.square(output.astype(jnp.float32) - schedule.target(x_0, eps, t))
+    error = jnp.square(output.astype(jnp.float32) - schedule.target(x_0, noise.eps, t))
     is_target = (~is_reference).astype(jnp.float32)
     per_view = error.mean((2, 3, 4)) * is_target  # [B, V]
-    targets = is_target.sum(1)  # [B]
+    here = is_target.sum(1)  # [B]
     per_sample = per_view.sum(1)
     weight = _snr_weight(schedule, t, min_snr_gamma)
-    loss = (weight * per_sample).sum() / jnp.maximum(targets.sum(), 1)
-    aux = {"t": t, "loss": per_sample / jnp.maximum(targets, 1), "dropped": dropped}
-    return loss, aux
+    loss = (weight * per_sample).sum() / jnp.maximum(here.sum() if targets is None else targets, 1)
+    return loss, {"t": t, "loss": per_sample / jnp.maximum(here, 1), "dropped": noise.dropped}
 
 
 def _snr_weight(schedule: Schedule, t: jax.Array, gamma: float | None) -> jax.Array:

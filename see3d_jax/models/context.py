@@ -9,6 +9,7 @@ guidance acts on the visual condition alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -37,6 +38,35 @@ class ContextEncoder:
     )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ImageContext:
+    """The context of one fixed prompt, ready for pictures; passes through jit.
+
+    Attributes:
+      text_states: [tokens, C] float32, the text tower's states of the prompt.
+      vision_params: weights of the image tower.
+      vision: its architecture (static).
+    """
+
+    text_states: jax.Array
+    vision_params: Params
+    vision: ClipVisionConfig = dataclasses.field(metadata={"static": True})
+
+    def encode(self, pixels: jax.Array, views: int) -> jax.Array:
+        """[B, S, S, 3] of `preprocess` (first references) → [B, views, tokens, C] float32."""
+        image_embeds, _ = apply_clip_vision(self.vision, self.vision_params, pixels)
+        return combine_context(self.text_states, image_embeds, views)
+
+
+def fix_prompt(
+    encoder: ContextEncoder, ids: Sequence[int] | np.ndarray = EMPTY_PROMPT_IDS
+) -> ImageContext:
+    """Encodes a prompt once and for all; `ids` are its [tokens] ids."""
+    ids = jnp.asarray(ids, jnp.int32)
+    return ImageContext(_text_states(encoder, ids), encoder.vision_params, encoder.vision)
+
+
 def encode_context(
     encoder: ContextEncoder,
     first_reference: np.ndarray,
@@ -58,8 +88,7 @@ def encode_context(
       [B, views, tokens, context_dim] float32.
     """
     pixels = preprocess(np.asarray(first_reference), encoder.preprocessing, official=official)
-    text_states, image_embeds = _encode(encoder, pixels, jnp.asarray(ids, jnp.int32))
-    return combine_context(text_states, image_embeds, views)
+    return _encode(encoder, pixels, jnp.asarray(ids, jnp.int32), views)
 
 
 def combine_context(
@@ -71,10 +100,11 @@ def combine_context(
 
 
 @jax.jit
-def _encode(
-    encoder: ContextEncoder, pixels: jax.Array, ids: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """States of the text [tokens, C] and embeddings of the pictures [B, C]."""
-    text_states, _ = apply_clip_text(encoder.text, encoder.text_params, ids[None])
-    image_embeds, _ = apply_clip_vision(encoder.vision, encoder.vision_params, pixels)
-    return text_states[0], image_embeds
+def _text_states(encoder: ContextEncoder, ids: jax.Array) -> jax.Array:
+    """[tokens] ids → [tokens, C]."""
+    return apply_clip_text(encoder.text, encoder.text_params, ids[None])[0][0]
+
+
+@functools.partial(jax.jit, static_argnames="views")
+def _encode(encoder: ContextEncoder, pixels: jax.Array, ids: jax.Array, views: int) -> jax.Array:
+    return fix_prompt(encoder, ids).encode(pixels, views)

@@ -7,7 +7,6 @@ masked target itself (holes black) is reported beside it, because the model is g
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,10 @@ from see3d_jax.data.pipeline import Batch
 from see3d_jax.diffusion.sampler import SamplerConfig, sample
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.media import contact_sheet
+from see3d_jax.training.inputs import EMPTY, batch_context, encode_batch
 from see3d_jax.training.settings import TrainSpec
-from see3d_jax.training.state import Params
-from see3d_jax.training.step import EMPTY, denoiser, encode_batch, null_context
+from see3d_jax.training.state import Frozen, Params
+from see3d_jax.training.step import denoiser
 
 GRID_COLUMNS = ("reference", "condition", "prediction", "truth")
 
@@ -28,7 +28,7 @@ GRID_COLUMNS = ("reference", "condition", "prediction", "truth")
 def sample_views(
     params: Params,
     batch: dict[str, jax.Array],
-    codec: Any,
+    frozen: Frozen,
     schedule: Schedule,
     key: jax.Array,
     *,
@@ -36,14 +36,14 @@ def sample_views(
     sampler: SamplerConfig,
 ) -> jax.Array:
     """Samples the targets of a batch → images [B, V, h, w, 3] in [−1, 1]."""
-    x_0, condition, mask = encode_batch(codec, batch)
+    x_0, condition, mask = encode_batch(frozen.codec, batch)
     is_reference = batch["is_reference"]
     latents = jnp.where(is_reference[:, :, None, None, None], x_0, condition)
-    context = null_context(is_reference, spec.context_tokens, spec.unet.context_dim)
+    context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
     sampled = sample(
         denoiser(spec, params), schedule, sampler, latents, mask, is_reference, context, key
     )
-    return jnp.clip(codec.decode(sampled), -1.0, 1.0)
+    return jnp.clip(frozen.codec.decode(sampled), -1.0, 1.0)
 
 
 def score(batch: Batch, predicted: np.ndarray) -> dict[str, float]:

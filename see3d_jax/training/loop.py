@@ -31,7 +31,7 @@ from see3d_jax.training.evaluate import sample_grid, sample_views, score
 from see3d_jax.training.metrics_log import Console, MetricsLog
 from see3d_jax.training.settings import TrainSpec
 from see3d_jax.training.sharding import make_mesh, put_batch, state_shardings
-from see3d_jax.training.state import TrainState, init_state
+from see3d_jax.training.state import Frozen, TrainState, init_state
 from see3d_jax.training.step import make_optimizer, train_step
 
 
@@ -47,7 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     spec, example = settings.train_spec(config), settings.example_spec(config)
     schedule, sampler = settings.noise_schedule(config), settings.sampler_config(config)
     mesh = make_mesh(config)
-    codec = settings.codec(config, spec.unet)
+    frozen = Frozen(settings.codec(config, spec.unet))
     skipped = pipeline.SkippedClips()
     source = pipeline.ClipSource(config.data.path, skipped)
     eval_batch, held_out = pipeline.held_out_batch(
@@ -94,7 +94,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             with console.waiting_for_input():
                 batch = put_batch(next(batches), mesh)
             state, metrics = train_step(
-                state, batch, codec, schedule, run_key, spec=spec, mesh=mesh
+                state, batch, frozen, schedule, run_key, spec=spec, mesh=mesh
             )
             step += 1
             unseen.append((step, metrics))
@@ -114,7 +114,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 with console.paused():
                     predicted = np.asarray(
                         sample_views(
-                            state.ema_params, eval_batch, codec, schedule, run_key,
+                            state.ema_params, eval_batch, frozen, schedule, run_key,
                             spec=spec, sampler=sampler,
                         )
                     )  # fmt: skip

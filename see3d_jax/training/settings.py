@@ -57,7 +57,7 @@ class TrainSpec:
       optimizer: optimizer constants.
       objective: loss constants.
       ema_decay: decay of the moving average once it is warm.
-      context_tokens: length of the (null) context; see `step.null_context`.
+      context_tokens: length of the (null) context; see `inputs.batch_context`.
     """
 
     unet: UNetConfig

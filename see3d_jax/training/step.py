@@ -3,28 +3,25 @@
 Encodes the clean and the masked views, takes the loss on target views (paper Sec. 3.2; see
 diffusion.loss), clips by global norm, applies AdamW with warm-up and moves the average. All
 randomness of step n is fold_in(run key, n), so a resumed run draws what an uninterrupted one would.
-Missing pixels are black (−1) in the masked views, as they are in a warped image.
+A step whose loss or gradient is not finite leaves the model as it was and is counted.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from see3d_jax.diffusion.loss import Denoise, diffusion_loss
+from see3d_jax.diffusion.loss import Denoise, diffusion_loss, draw_loss_noise
 from see3d_jax.diffusion.schedule import Schedule
-from see3d_jax.diffusion.visual_condition import latent_mask
 from see3d_jax.models.weights import apply_unet
+from see3d_jax.training.inputs import batch_context, encode_batch
 from see3d_jax.training.settings import OptimizerSpec, TrainSpec
 from see3d_jax.training.sharding import state_shardings
-from see3d_jax.training.state import Params, TrainState
-
-EMPTY = -1.0  # black in the model's range
+from see3d_jax.training.state import Frozen, Params, TrainState
 
 
 def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
@@ -39,19 +36,6 @@ def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
     )
 
 
-def encode_batch(codec: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch → (clean latents [B, V, h, w, c], condition latents, mask at latent size)."""
-    x_0 = codec.encode(batch["image"])
-    masked = jnp.where(batch["mask"] > 0.5, batch["image"], EMPTY)
-    condition = codec.encode(masked)
-    return x_0, condition, latent_mask(batch["mask"], codec.factor)
-
-
-def null_context(is_reference: jax.Array, tokens: int, context_dim: int) -> jax.Array:
-    """[B, V, tokens, context_dim] zeros: the model is told nothing but the views themselves."""
-    return jnp.zeros((*is_reference.shape, tokens, context_dim), jnp.float32)
-
-
 def denoiser(spec: TrainSpec, params: Params) -> Denoise:
     """The network with its parameters filled in."""
     return functools.partial(apply_unet, spec.unet, params)
@@ -61,7 +45,7 @@ def denoiser(spec: TrainSpec, params: Params) -> Denoise:
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
-    codec: Any,
+    frozen: Frozen,
     schedule: Schedule,
     key: jax.Array,
     *,
@@ -73,35 +57,57 @@ def train_step(
     Args:
       state: donated; its buffers must not be used afterwards.
       batch: see `data.pipeline`, placed by `sharding.put_batch`.
-      codec: image ↔ latent codec.
+      frozen: networks that are used and not trained.
       schedule: noise schedule.
       key: key of the whole run, the same at every step.
       spec: constants.
       mesh: where the new state is to live (by the rules of `sharding`).
 
     Returns:
-      The new state and {"loss", "grad_norm"} scalars.
+      The new state and the scalars {"loss", "grad_norm", "skipped", "skipped_in_row"}.
     """
-    x_0, condition, mask = encode_batch(codec, batch)
+    x_0, condition, mask = encode_batch(frozen.codec, batch)
     is_reference = batch["is_reference"]
-    context = null_context(is_reference, spec.context_tokens, spec.unet.context_dim)
-    step_key = jax.random.fold_in(key, state.step)
+    context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
+    rows, views = is_reference.shape
+    noise = draw_loss_noise(
+        jax.random.fold_in(key, state.step), jnp.arange(rows), jnp.arange(views), x_0.shape[2:],
+        num_timesteps=schedule.num_timesteps,
+        drop_probability=spec.objective.drop_probability,
+    )  # fmt: skip
 
     def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         return diffusion_loss(
-            denoiser(spec, params), schedule, x_0, condition, mask, is_reference, context, step_key,
-            drop_probability=spec.objective.drop_probability,
+            denoiser(spec, params), schedule, x_0, condition, mask, is_reference, context, noise,
             weight_form=spec.objective.weight_form,
             beta=spec.objective.beta,
             min_snr_gamma=spec.objective.min_snr_gamma,
         )  # fmt: skip
 
     (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    new_state = _updated(state, loss, grads, spec)
+    new_state = jax.lax.with_sharding_constraint(new_state, state_shardings(new_state, mesh))
+    counts = {"skipped": new_state.skipped, "skipped_in_row": new_state.skipped_in_row}
+    return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)} | counts
+
+
+def _updated(state: TrainState, loss: jax.Array, grads: Params, spec: TrainSpec) -> TrainState:
+    """The state after a step with this loss and gradient."""
     updates, opt_state = make_optimizer(spec.optimizer).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # Warm-up: a fixed decay would keep the random first weights in the average for long.
-    decay = jnp.minimum(spec.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    taken = state.step - state.skipped
+    decay = jnp.minimum(spec.ema_decay, (1.0 + taken) / (10.0 + taken))
     ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
-    new_state = TrainState(state.step + 1, params, ema_params, opt_state)
-    new_state = jax.lax.with_sharding_constraint(new_state, state_shardings(new_state, mesh))
-    return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+    new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)
+    params, ema_params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        ema_params=ema_params,
+        opt_state=opt_state,
+        skipped=state.skipped + ~finite,
+        skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+    )

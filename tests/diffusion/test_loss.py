@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from see3d_jax.diffusion.loss import diffusion_loss
+from see3d_jax.diffusion.loss import diffusion_loss, draw_loss_noise
 from see3d_jax.diffusion.schedule import make_schedule
 
 RNG = np.random.default_rng(0)
@@ -17,9 +17,20 @@ CONTEXT = np.zeros((64, 3, 1, 2), np.float32)
 SCHEDULE = make_schedule(zero_snr=True)
 
 
-def _loss(denoise, key=0, schedule=SCHEDULE, **settings):
+ROWS, VIEWS = np.arange(64), np.arange(3)
+
+
+def _noise(key=0, rows=ROWS, views=VIEWS, drop_probability=0.1):
+    return draw_loss_noise(
+        jax.random.key(key), rows, views, X_0.shape[2:],
+        num_timesteps=1000, drop_probability=drop_probability,
+    )  # fmt: skip
+
+
+def _loss(denoise, key=0, schedule=SCHEDULE, drop_probability=0.1, **settings):
     inputs = (X_0, CONDITION, MASK, IS_REFERENCE, CONTEXT)
-    return diffusion_loss(denoise, schedule, *inputs, jax.random.key(key), **settings)
+    noise = _noise(key, drop_probability=drop_probability)
+    return diffusion_loss(denoise, schedule, *inputs, noise, **settings)
 
 
 def _oracle(schedule, wrong_by=0.0):
@@ -65,6 +76,39 @@ def test_dropping_hides_warp_and_mask_from_targets_only():
 def test_the_same_key_repeats_and_another_does_not():
     silent = lambda x, t, context: jnp.zeros_like(x[..., :5])  # noqa: E731
     assert _loss(silent)[0] == _loss(silent)[0] != _loss(silent, key=1)[0]
+
+
+def test_noise_of_a_view_depends_on_its_row_and_place_only():
+    whole = jax.tree.map(np.asarray, _noise())
+    part = _noise(rows=ROWS[[7, 3]], views=VIEWS[[2]])
+    np.testing.assert_array_equal(part.t, whole.t[[7, 3]])
+    np.testing.assert_array_equal(part.dropped, whole.dropped[[7, 3]])
+    np.testing.assert_array_equal(part.eps, whole.eps[[7, 3]][:, [2]])
+    np.testing.assert_array_equal(part.eps_condition, whole.eps_condition[[7, 3]][:, [2]])
+
+
+def test_all_noise_is_independent_and_of_unit_variance():
+    noise = _noise()
+    flat = np.stack([noise.eps, noise.eps_condition]).reshape(2 * 64 * 3, -1)
+    assert len(np.unique(flat[:, 0])) == len(flat)
+    assert abs(np.corrcoef(noise.eps.ravel(), noise.eps_condition.ravel())[0, 1]) < 0.05
+    assert 0.95 < flat.std() < 1.05
+
+
+def test_the_loss_of_a_batch_is_the_sum_over_its_parts():
+    silent = lambda x, t, context: jnp.zeros_like(x[..., :5])  # noqa: E731
+    reference = IS_REFERENCE.copy()
+    reference[::3, 1] = True  # samples differ in their number of targets
+    targets = (~reference).sum()
+
+    def part(rows, views=VIEWS):
+        cut = [x[rows][:, views] for x in (X_0, CONDITION, MASK, reference, CONTEXT)]
+        noise = _noise(rows=ROWS[rows], views=views)
+        return diffusion_loss(silent, SCHEDULE, *cut, noise, targets=targets)[0]
+
+    whole = part(ROWS)
+    np.testing.assert_allclose(part(ROWS[:20]) + part(ROWS[20:]), whole, rtol=1e-6)
+    np.testing.assert_allclose(part(ROWS, VIEWS[:1]) + part(ROWS, VIEWS[1:]), whole, rtol=1e-6)
 
 
 def test_min_snr_weighting_tames_clean_samples_under_epsilon():

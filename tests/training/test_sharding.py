@@ -43,7 +43,8 @@ def run(**mesh):
             "frame": np.tile(np.arange(3), (8, 1)),
         }
         placed, metrics = step.train_step(
-            placed, sharding.put_batch(batch, made), settings.codec(config, spec.unet),
+            placed, sharding.put_batch(batch, made),
+            state.Frozen(settings.codec(config, spec.unet)),
             settings.noise_schedule(config), jax.random.key(0), spec=spec, mesh=made,
         )
         losses.append(float(metrics["loss"]))
