@@ -17,7 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.num_steps = 1500
     config.batch_size = 4  # small for the sake of more steps; not compared with others
-    config.init_from = ""  # trains from scratch
+    config.init_from = ""  # converted weights or an earlier workdir; "" trains from scratch
+    config.init_unet = ""  # which UNet of converted weights, if they hold several
+    config.trainable = "all"  # or a regex over parameter paths: only what it matches is trained
+    config.condition = "unposed_t"  # or "unposed_m", "posed", "superres"; see docs/training.md
 
     config.data = ml_collections.ConfigDict()
     config.data.path = ""  # folder of shards, --config.data.path=…
@@ -46,7 +49,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.norm_groups = 16
     config.model.dtype = "float32"
     config.model.remat = False
-    config.context_tokens = 1  # the null context: zeros [B, V, 1, context_dim]
+
+    config.context = ml_collections.ConfigDict()  # what cross-attention reads
+    config.context.tokens = 1
+    config.context.image = False  # zeros; True: CLIP of "" and the first reference
+    config.context.dtype = "float32"  # what CLIP computes in
 
     config.schedule = ml_collections.ConfigDict()  # diffusion.schedule.make_schedule
     config.schedule.kind = "linear"  # the paper's choice for training
@@ -70,6 +77,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 1.0
     config.ema_decay = 0.995
+    config.accumulate = 1  # parts that a batch is taken in, one after the other
+    config.max_skipped_in_row = 20  # steps without a finite gradient, then the run stops
 
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "view": 1, "tensor": 1})
 
@@ -78,6 +87,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 2
     config.sample_every = 500  # steps; 0 = never
     config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.loss_buckets = 10  # held-out loss is reported per range of timesteps
+    config.evaluation.lpips = ""  # "alex" or "vgg" needs pip install '.[metrics]'
     config.evaluation.sampler_steps = 5  # 3 scored 0.9 to 1.3 dB above 10 on a young model
     config.evaluation.guidance = 0.0  # guidance hurts a model this undertrained
+    config.wandb_project = ""  # also log to Weights & Biases; needs pip install '.[log]'
     return config

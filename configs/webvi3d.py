@@ -19,7 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.num_steps = 120_000  # [paper] stage 1
     config.batch_size = 560  # clips, over all devices [paper]
-    config.init_from = ""  # folder with converted weights
+    config.init_from = ""  # folder of tools.convert_mvdream, --config.init_from=…
+    config.init_unet = ""  # which UNet of that folder, if it holds several
+    config.trainable = "all"  # [paper]; or a regex over parameter paths
+    config.condition = "unposed_t"  # [paper]; or "unposed_m", "posed", "superres"
 
     config.data = ml_collections.ConfigDict()
     config.data.path = ""  # folder of shards, --config.data.path=…
@@ -32,7 +35,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.threads = 16  # decoding threads
     config.data.workers = 8  # decoding processes
 
-    config.codec = ml_collections.ConfigDict({"kind": "vae"})  # SD autoencoder, factor 8 [code]
+    config.codec = ml_collections.ConfigDict()
+    config.codec.kind = "vae"  # the SD autoencoder of init_from, factor 8, frozen [code]
+    config.codec.dtype = "bfloat16"  # compute [ours]; see docs/training.md for its error
+    config.codec.slicing = True  # image by image, to save memory [ours]
 
     config.model = ml_collections.ConfigDict()  # models.unet.UNetConfig; SD-2.1 / MVDream [code]
     config.model.in_channels = 9  # X_t (4), V_t (4), mask [paper, code]
@@ -46,7 +52,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.norm_groups = 32
     config.model.dtype = "bfloat16"  # compute; parameters stay float32 [paper]
     config.model.remat = True
-    config.context_tokens = 77  # text("") + 0.2 · image embedding, broadcast [code]
+
+    config.context = ml_collections.ConfigDict()  # what cross-attention reads
+    config.context.tokens = 77  # [code]
+    config.context.image = True  # text("") + 0.2 · CLIP of the first reference [code]
+    config.context.dtype = "bfloat16"  # what CLIP computes in [ours]
 
     config.schedule = ml_collections.ConfigDict()  # diffusion.schedule.make_schedule
     config.schedule.kind = "linear"  # [paper]
@@ -70,6 +80,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 1e-2  # [ours]
     config.optimizer.clip_norm = 1.0  # [ours]
     config.ema_decay = 0.9999  # EMA weights are released [code], decay [ours]
+    config.accumulate = 1  # parts that a batch is taken in, one after the other
+    config.max_skipped_in_row = 20  # steps without a finite gradient, then the run stops [ours]
 
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "view": 1, "tensor": 1})
 
@@ -78,6 +90,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 3
     config.sample_every = 5000  # steps; 0 = never
     config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.loss_buckets = 10  # held-out loss is reported per range of timesteps
+    config.evaluation.lpips = "alex"  # needs pip install '.[metrics]'; "" leaves it out
     config.evaluation.sampler_steps = 50
     config.evaluation.guidance = 2.0  # [code]
+    config.wandb_project = ""  # also log to Weights & Biases; needs pip install '.[log]'
     return config

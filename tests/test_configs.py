@@ -83,6 +83,8 @@ def test_tiny_fits_together_and_follows_its_codec():
         ("data", "image_size", 50, "config.data.image_size: 50 is not a multiple"),
         ("codec", "channels", 99, "config.codec"),
         ("codec", "kind", "jpeg", "config.codec"),
+        (None, "condition", "unposed", "config.condition: expected one of"),
+        ("objective", "weight_form", "clean", "config.objective.weight_form: expected 'code'"),
         ("schedule", "prediction", "epsilon", "config.schedule: prediction"),
         ("evaluation", "sampler_steps", 0, "config.evaluation: num_steps"),
         ("mesh", "fsdp", 3, "config.mesh"),
@@ -96,7 +98,7 @@ def test_a_value_that_does_not_fit_names_its_key(section, key, value, message):
         with pytest.raises(TypeError):  # config files are typed
             config[section][key] = value
         return
-    config[section][key] = value
+    (config[section] if section else config)[key] = value
     with pytest.raises(InputError, match=message.replace(".", r"\.")):
         settings.noise_schedule(config)
         settings.sampler_config(config)

@@ -18,6 +18,27 @@ import numpy as np
 from see3d_jax.diffusion.schedule import Schedule
 
 WEIGHT_FORMS = ("code", "paper", "clean")
+# What the condition shows of the targets (the paper's Table 3, and super-resolution):
+#   unposed_t  the targets behind random masks, noised and mixed with X_t: the method
+#   unposed_m  the targets behind random masks, as they are
+#   posed      the references warped to the targets through true depth and poses, as they are
+#   superres   the whole targets at half their resolution, as they are
+CONDITIONS = ("unposed_t", "unposed_m", "posed", "superres")
+
+
+def condition_form(condition: str, form: str) -> str:
+    """The form of W_t that a model with this condition is trained and sampled with.
+
+    `form` ("code" or "paper") is a choice for "unposed_t" only; the others take the condition as it
+    is. Raises ValueError for an unknown condition, or a form that "unposed_t" does not have.
+    """
+    if condition not in CONDITIONS:
+        raise ValueError(f"condition: expected one of {CONDITIONS}, got {condition!r}")
+    if condition != "unposed_t":
+        return "clean"
+    if form not in ("code", "paper"):
+        raise ValueError(f"weight_form: expected 'code' or 'paper', got {form!r}")
+    return form
 
 
 def condition_timestep(t: jax.Array, beta: float = 0.2, num_timesteps: int = 1000) -> jax.Array:

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
+from see3d_jax.diffusion.visual_condition import condition_form
 from see3d_jax.errors import InputError
 from see3d_jax.models.codec import Codec, build_codec
 from see3d_jax.models.unet import UNetConfig
@@ -60,12 +61,13 @@ class See3DModel:
 
     def null_context(self, batch: int, views: int) -> jax.Array:
         """[B, V, L, context_dim] zeros, what the model was given in training."""
-        return jnp.zeros((batch, views, self.config["context_tokens"], self.unet.context_dim))
+        return jnp.zeros((batch, views, self.config["context"]["tokens"], self.unet.context_dim))
 
     def sampler_config(self, num_steps: int, guidance: float, **options: Any) -> SamplerConfig:
         """A sampler that mixes the condition as training did."""
         objective = self.config["objective"]
-        mixing = {"weight_form": objective["weight_form"], "beta": objective["beta"]}
+        form = condition_form(self.config["condition"], objective["weight_form"])
+        mixing = {"weight_form": form, "beta": objective["beta"]}
         return SamplerConfig(num_steps=num_steps, guidance=guidance, **(mixing | options))
 
 

@@ -34,6 +34,8 @@ FREE_KEYS = (
     "data.path",
     "data.threads",
     "evaluation",
+    "max_skipped_in_row",
+    "wandb_project",
     "mesh",
 )
 

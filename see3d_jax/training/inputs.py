@@ -47,7 +47,7 @@ def batch_context(
     context = frozen.context_encoder.encode(batch["clip_pixels"], views)
     if context.shape[2:] != (tokens, context_dim):
         raise InputError(
-            f"config.context_tokens and config.model.context_dim are ({tokens}, {context_dim}), "
+            f"config.context.tokens and config.model.context_dim are ({tokens}, {context_dim}), "
             f"but the context encoder makes {context.shape[2:]}"
         )
     return context

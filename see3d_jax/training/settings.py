@@ -16,6 +16,7 @@ import ml_collections
 from see3d_jax.data.pipeline import ExampleSpec
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
+from see3d_jax.diffusion.visual_condition import condition_form
 from see3d_jax.errors import InputError
 from see3d_jax.models.codec import Codec, build_codec
 from see3d_jax.models.unet import UNetConfig
@@ -40,8 +41,17 @@ class OptimizerSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveSpec:
-    """Keyword arguments of `diffusion.loss.diffusion_loss`."""
+    """The loss; see `diffusion.loss` for most of it.
 
+    Attributes:
+      condition: key of `visual_condition.CONDITIONS`.
+      drop_probability: share of samples that go without the visual condition.
+      weight_form: form of W_t that `condition` is mixed with.
+      beta: t' = ⌊beta·t⌋ of the condition's noise.
+      min_snr_gamma: cap of the loss weight; None: all timesteps count alike.
+    """
+
+    condition: str
     drop_probability: float
     weight_form: str
     beta: float
@@ -56,13 +66,17 @@ class TrainSpec:
       unet: architecture.
       optimizer: optimizer constants.
       objective: loss constants.
+      trainable: regex over parameter paths; what it does not match keeps its value. None: all.
+      accumulate: parts that a batch is taken in.
       ema_decay: decay of the moving average once it is warm.
-      context_tokens: length of the (null) context; see `inputs.batch_context`.
+      context_tokens: length of the context; see `inputs.batch_context`.
     """
 
     unet: UNetConfig
     optimizer: OptimizerSpec
     objective: ObjectiveSpec
+    trainable: str | None
+    accumulate: int
     ema_decay: float
     context_tokens: int
 
@@ -72,10 +86,28 @@ def train_spec(config: ml_collections.ConfigDict) -> TrainSpec:
     return TrainSpec(
         unet=_build("model", UNetConfig, config.model),
         optimizer=_build("optimizer", OptimizerSpec, config.optimizer),
-        objective=_build("objective", ObjectiveSpec, config.objective),
+        objective=_build(
+            "objective",
+            ObjectiveSpec,
+            {
+                **config.objective,
+                "condition": config.condition,
+                "weight_form": _condition_form(config),
+            },
+        ),
+        trainable=None if config.trainable == "all" else config.trainable,
+        accumulate=config.accumulate,
         ema_decay=config.ema_decay,
-        context_tokens=config.context_tokens,
+        context_tokens=config.context.tokens,
     )
+
+
+def _condition_form(config: ml_collections.ConfigDict) -> str:
+    try:
+        return condition_form(config.condition, config.objective.weight_form)
+    except ValueError as error:
+        section = "config" if str(error).startswith("condition") else "config.objective"
+        raise InputError(f"{section}.{error}") from None
 
 
 def example_spec(config: ml_collections.ConfigDict) -> ExampleSpec:
@@ -97,7 +129,7 @@ def sampler_config(config: ml_collections.ConfigDict) -> SamplerConfig:
         {
             "num_steps": config.evaluation.sampler_steps,
             "guidance": config.evaluation.guidance,
-            "weight_form": config.objective.weight_form,
+            "weight_form": _condition_form(config),
             "beta": config.objective.beta,
         },
     )
@@ -129,7 +161,10 @@ def codec(config: ml_collections.ConfigDict, unet: UNetConfig) -> Codec:
 
 def check_counts(config: ml_collections.ConfigDict) -> None:
     """Refuses numbers that make no sense, by name."""
-    for key in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+    for key in (
+        "num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints",
+        "accumulate", "max_skipped_in_row",
+    ):  # fmt: skip
         if config[key] < 1:
             raise InputError(f"config.{key}: must be at least 1, got {config[key]}")
     for key in ("sample_every", "seed"):

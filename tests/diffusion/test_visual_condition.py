@@ -7,6 +7,7 @@ from safetensors.numpy import load_file
 
 from see3d_jax.diffusion.schedule import make_schedule
 from see3d_jax.diffusion.visual_condition import (
+    condition_form,
     condition_timestep,
     mix_condition,
     mixing_weight,
@@ -65,3 +66,14 @@ def test_references_are_clean_and_known_whatever_is_dropped():
     np.testing.assert_array_equal(out[0, 1, ..., 10:], mask[0, 1])
     assert not out[1, 1, ..., 5:].any(), "a dropped sample must not see warp or mask"
     np.testing.assert_array_equal(out[1, 1, ..., :5], x_t[1, 1])
+
+
+def test_every_condition_has_its_form_of_the_mixing_weight():
+    assert condition_form("unposed_t", "code") == "code"
+    assert condition_form("unposed_t", "paper") == "paper"
+    for condition in ("unposed_m", "posed", "superres"):
+        assert condition_form(condition, "code") == "clean"
+    with pytest.raises(ValueError, match="condition: expected one of"):
+        condition_form("unposed", "code")
+    with pytest.raises(ValueError, match="weight_form: expected 'code' or 'paper', got 'clean'"):
+        condition_form("unposed_t", "clean")

@@ -56,7 +56,8 @@ def random_model() -> See3DModel:
     )  # fmt: skip
     return See3DModel(
         config={
-            "context_tokens": 1, "objective": {"weight_form": "code", "beta": 0.2},
+            "context": {"tokens": 1}, "condition": "unposed_t",
+            "objective": {"weight_form": "code", "beta": 0.2},
             "evaluation": {"guidance": 0.0},
         },
         step=0, unet=unet, params=init_unet(unet, 0),

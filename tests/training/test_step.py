@@ -107,5 +107,5 @@ def test_the_context_is_zero_or_text_plus_a_fifth_of_the_image():
     assert context.shape == (2, 3, 2, 8)
     np.testing.assert_array_equal(context[:, 0, 0], context[:, 2, 1])
     assert np.abs(context[0] - context[1]).max() > 1e-3, "pictures make no difference"
-    with pytest.raises(InputError, match=r"context_tokens.*\(3, 8\).*\(2, 8\)"):
+    with pytest.raises(InputError, match=r"context\.tokens.*\(3, 8\).*\(2, 8\)"):
         inputs.batch_context(frozen, batch | {"clip_pixels": pixels}, 3, 8)
