@@ -65,7 +65,7 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--checkpoint", type=_PATH, required=True, metavar="DIR",
-    help="Workdir of a training run.",
+    help="Workdir of a training run, or released weights made by tools.convert_see3d.",
 )  # fmt: skip
 @click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
 @click.option(
@@ -83,7 +83,18 @@ Examples:
 @click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
 @click.option(
     "--guidance", type=float, default=None, metavar="G",
-    help="G in (1 + G)·cond − G·uncond [default: what the training run evaluated with].",
+    help="G in (1 + G)·cond − G·uncond [default: what the training run evaluated with; 2 for "
+    "released weights].",
+)  # fmt: skip
+@click.option(
+    "--sampler", type=click.Choice(["ddim", "fast", "official"]), default="ddim",
+    show_default=True,
+    help="fast: second order, for 10 to 20 steps; official: the released pipeline with its "
+    "quirks (50 steps are 53 network calls).",
+)  # fmt: skip
+@click.option(
+    "--unet", default=None, metavar="NAME",
+    help="Which of the released UNets [default: single for one reference, sparse for more].",
 )  # fmt: skip
 @click.option(
     "--size", type=int, default=None, metavar="PIXELS",

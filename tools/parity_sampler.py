@@ -176,10 +176,7 @@ def _single_steps(io: Mapping[str, np.ndarray], zero: Schedule) -> Iterator[Resu
         match = re.fullmatch(r"step\.(\w+)\.(\d+)", name)
         if not match:
             continue
-        prediction, t = {"v_prediction": "v", "epsilon": "epsilon"}.get(match[1]), int(match[2])
-        if prediction is None:
-            yield Result(f"/{name}", skipped=f"prediction type {match[1]!r} is not supported")
-            continue
+        prediction, t = match[1].removesuffix("_prediction"), int(match[2])
         if not np.isfinite(io[name]).all():
             yield Result(
                 f"/{name}", skipped="not finite officially; make_schedule refuses the settings"
@@ -187,9 +184,9 @@ def _single_steps(io: Mapping[str, np.ndarray], zero: Schedule) -> Iterator[Resu
             continue
         schedule = Schedule(zero.alphas_cumprod, prediction)
         x_0, noise = schedule.to_x0_eps(io["step.x"], io["step.model_output"], jnp.asarray(t))
-        calls, landings = sampling_steps(SamplerConfig(num_steps=50, timesteps="official"))
-        landing = int(landings[list(calls).index(t)])
-        signal, deviation = signal_and_noise(alphas[max(landing, 0)], 4)
+        landing = t - zero.num_timesteps // 50
+        end = 1.0 if zero.set_alpha_to_one else alphas[0]
+        signal, deviation = signal_and_noise(alphas[landing] if landing >= 0 else end, 4)
         yield _tables(f"/{name}", {"x": (signal * x_0 + deviation * noise, io[name])})
 
 

@@ -126,10 +126,10 @@ def diffusion_loss(
 
 
 def _snr_weight(schedule: Schedule, t: jax.Array, gamma: float | None) -> jax.Array:
-    """[B] weights: min(SNR, γ)/SNR for epsilon, min(SNR, γ)/(SNR + 1) for v."""
+    """[B] weights: min(SNR, γ), over SNR for epsilon, over SNR + 1 for v."""
     if gamma is None:
         return jnp.ones(t.shape, jnp.float32)
     alpha_bar = jnp.asarray(schedule.alphas_cumprod)[t]
     snr = alpha_bar / (1 - alpha_bar)
-    divisor = snr if schedule.prediction == "epsilon" else snr + 1
+    divisor = {"epsilon": snr, "v": snr + 1, "sample": 1}[schedule.prediction]
     return jnp.minimum(snr, gamma) / divisor

@@ -7,7 +7,7 @@ Timesteps: "spaced" (default) takes exactly `num_steps` evenly spaced steps and 
 latents; "quadratic" spaces them like squares, down to t = 0: a second-order solver needs that,
 since even steps end in a leap from t = 1000 / num_steps. "official" repeats the released pipeline,
 quirks included: "50" means 53 network calls (999, 980, … 11), each stepping by 1000 // 50 = 20
-though the next call is 19 below, ending at ᾱ_0.
+though the next call is 19 below, ending at ᾱ_0 (at 1 if the schedule says `set_alpha_to_one`).
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def sample(
     calls, landings = sampling_steps(config, schedule.num_timesteps)
     alphas = jnp.asarray(schedule.alphas_cumprod)
     # The released pipeline ends at the first entry of the table, not at a fully clean image.
-    end = alphas[0] if config.timesteps == "official" else jnp.ones((), jnp.float32)
+    early_end = config.timesteps == "official" and not schedule.set_alpha_to_one
+    end = alphas[0] if early_end else jnp.ones((), jnp.float32)
     key_initial, key_condition = jax.random.split(key)
     initial = (
         jax.random.normal(key_initial, latents.shape, jnp.float32)

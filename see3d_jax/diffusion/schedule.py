@@ -1,9 +1,10 @@
 """The noise schedule: how much of the image is left at each of 1000 timesteps.
 
-With ᾱ_t = prod(1 − β), x_t = √ᾱ_t·x_0 + √(1 − ᾱ_t)·ε (1). Networks predict either ε ("epsilon") or
-v = √ᾱ_t·ε − √(1 − ᾱ_t)·x_0 ("v") (2). See3D (App. C; reference form) samples with betas rescaled to
-zero terminal SNR: ᾱ_999 = 0 exactly, x_999 is pure noise. Tables are computed on the host in the
-float32 steps PyTorch takes, so that they agree with the released pipeline to the last bits.
+With ᾱ_t = prod(1 − β), x_t = √ᾱ_t·x_0 + √(1 − ᾱ_t)·ε (1). Networks predict ε ("epsilon"), x_0
+("sample") or v = √ᾱ_t·ε − √(1 − ᾱ_t)·x_0 ("v") (2). See3D (App. C; reference form) samples with
+betas rescaled to zero terminal SNR: ᾱ_999 = 0 exactly, x_999 is pure noise. Tables are computed on
+the host in the float32 steps PyTorch takes, so that they agree with the released pipeline to the
+last bits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PREDICTIONS = ("epsilon", "v")
+PREDICTIONS = ("epsilon", "v", "sample")
 
 
 @jax.tree_util.register_dataclass
@@ -24,11 +25,13 @@ class Schedule:
 
     Attributes:
       alphas_cumprod: [timesteps] float32, ᾱ_t, falling.
-      prediction: "epsilon" or "v" (static).
+      prediction: "epsilon", "v" or "sample" (static).
+      set_alpha_to_one: whether "official" sampling ends at ᾱ = 1 instead of ᾱ_0 (static).
     """
 
     alphas_cumprod: jax.Array | np.ndarray
     prediction: str = dataclasses.field(metadata={"static": True})
+    set_alpha_to_one: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def num_timesteps(self) -> int:
@@ -46,9 +49,9 @@ class Schedule:
         return signal * x_0 + noise * eps
 
     def target(self, x_0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-        """What the network should output for add_noise(x_0, eps, t): eps, or v by eq. (2)."""
-        if self.prediction == "epsilon":
-            return eps
+        """What the network should output for add_noise(x_0, eps, t): eps, x_0, or v by eq. (2)."""
+        if self.prediction != "v":
+            return eps if self.prediction == "epsilon" else x_0
         signal, noise = self.coefficients(t, x_0.ndim)
         return signal * eps - noise * x_0
 
@@ -59,6 +62,8 @@ class Schedule:
         signal, noise = self.coefficients(t, x_t.ndim)
         if self.prediction == "epsilon":
             return (x_t - noise * output) / signal, output
+        if self.prediction == "sample":
+            return output, (x_t - signal * output) / noise
         return signal * x_t - noise * output, signal * output + noise * x_t
 
 
@@ -76,6 +81,7 @@ def make_schedule(
     num_timesteps: int = 1000,
     zero_snr: bool = False,
     prediction: str = "v",
+    set_alpha_to_one: bool = False,
 ) -> Schedule:
     """Builds a schedule.
 
@@ -85,7 +91,8 @@ def make_schedule(
       num_timesteps: length of the table.
       zero_snr: rescale so that nothing of the image is left at the last timestep (See3D samples
         this way).
-      prediction: "epsilon" or "v".
+      prediction: "epsilon", "v" or "sample" (x_0).
+      set_alpha_to_one: see `Schedule`.
 
     Raises:
       ValueError: an unknown kind or prediction, or epsilon together with zero_snr.
@@ -107,7 +114,7 @@ def make_schedule(
     alphas_cumprod = _cumprod(1 - betas)
     if zero_snr:
         alphas_cumprod = _rescale_to_zero_snr(alphas_cumprod)
-    return Schedule(alphas_cumprod, prediction)
+    return Schedule(alphas_cumprod, prediction, set_alpha_to_one)
 
 
 def _linspace(start: float, stop: float, count: int) -> np.ndarray:

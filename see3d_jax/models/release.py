@@ -165,22 +165,27 @@ def vae_config(spec: Mapping[str, Any], *, tiled: bool = False, **options: Any) 
 def schedule_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
     """From the published scheduler_config.json of a DDIMScheduler.
 
-    The released pipeline rescales to zero terminal SNR whatever the file says. That needs v
-    prediction; for models of the noise (MVDream) the file's word is taken.
+    The released pipeline rescales to zero terminal SNR whatever the file says. That cannot be done
+    to models of the noise (MVDream); for them the file's word is taken. What the file leaves out
+    has the default of diffusers.
     """
-    predictions = {"v_prediction": "v", "epsilon": "epsilon"}
+    predictions = {"v_prediction": "v", "epsilon": "epsilon", "sample": "sample"}
     prediction = predictions.get(spec.get("prediction_type", "epsilon"))
     if prediction is None:
         raise ValueError(f"prediction_type {spec['prediction_type']!r} is not one of {predictions}")
     if spec.get("trained_betas") is not None:
         raise ValueError("trained_betas: a table of betas is not supported")
+    for key in ("clip_sample", "thresholding"):
+        if spec.get(key):
+            raise ValueError(f"{key}: is for models of pixels; latents must not be clipped")
     return {
         "kind": spec["beta_schedule"],
         "beta_start": spec["beta_start"],
         "beta_end": spec["beta_end"],
         "num_timesteps": spec["num_train_timesteps"],
-        "zero_snr": prediction == "v" or bool(spec.get("rescale_betas_zero_snr", False)),
+        "zero_snr": prediction != "epsilon" or bool(spec.get("rescale_betas_zero_snr", False)),
         "prediction": prediction,
+        "set_alpha_to_one": bool(spec.get("set_alpha_to_one", True)),
     }
 
 

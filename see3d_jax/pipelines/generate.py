@@ -94,6 +94,8 @@ def generate(
     fov: float | None = None,
     steps: int = 25,
     guidance: float | None = None,
+    sampler: str = "ddim",
+    unet: str | None = None,
     size: int | None = None,
     composite: bool = False,
     truth: str | os.PathLike[str] | None = None,
@@ -107,11 +109,12 @@ def generate(
         origin of the world, with the horizontal field of view `fov`.
       trajectory: a move around the first reference (`geometry.trajectories.MOVES`), or a file of
         cameras: transforms.json, CSV, COLMAP folder.
-      checkpoint: workdir of a training run.
+      checkpoint: workdir of a training run, or folder of converted released weights.
       depth: planar depth of the first reference, of its size; needed where the source has none.
       views: how many; default 8, or every camera of the file but those of the references.
       references: indices or names of the source's frames to start from; default the first.
-      steps, guidance: of the DDIM sampler; guidance defaults to what the run evaluated with.
+      steps, guidance: of the sampler; guidance defaults to what the model was evaluated with.
+      sampler, unet: see `pretrained.load_model`.
       size: side of the square whose area the views have; default that of the training images.
       composite: make `composited` the result.
       truth: a scene folder that holds the true image of every camera of the path; default: the
@@ -124,9 +127,9 @@ def generate(
     clock = _Clock()
     scene = _open_source(Path(source), depth, trajectory, fov)
     chosen = _choose_references(scene, references, depth)
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, unet=unet, references=len(chosen), sampler=sampler)
     if guidance is None:
-        guidance = float(model.config["evaluation"]["guidance"])
+        guidance = model.sampling.guidance
     first = scene.cameras[chosen[0]]
     width, height = working_size(
         first.width, first.height, size or model.image_size, model.size_multiple
@@ -170,7 +173,7 @@ def generate(
         truth=true_images, metrics=metrics,
         run={
             "input": str(source), "depth": depth and str(depth), "trajectory": trajectory,
-            "checkpoint": str(checkpoint), "checkpoint_step": model.step,
+            "checkpoint": str(checkpoint), "model": model.name, "sampler": sampler,
             "truth": truth and str(truth),
             "references": [scene.names[i] for i in chosen], "fov": fov, "steps": steps,
             "guidance": guidance, "composite": composite, "seed": seed,
@@ -412,7 +415,8 @@ def _sample_groups(
     """Fills the holes of all warps, one group at a time: [N, h, w, 3] uint8."""
     references = len(given)
     groups = group_targets(len(warps), max(1, model.views - references))
-    sampler = model.sampler_config(steps, guidance)
+    sampler = dataclasses.replace(model.sampling, num_steps=steps, guidance=guidance)
+    context = model.context(given[0], references + len(groups[0]))
     generated = np.empty_like(warps)
     key = jax.random.key(seed)
     calls = len(sampling_steps(sampler, model.schedule.num_timesteps)[0])
@@ -427,8 +431,8 @@ def _sample_groups(
                     model.params, model.codec, model.schedule, images,
                     latent_mask(mask.astype(np.float32), model.codec.factor),
                     np.arange(images.shape[1])[None] < references,
-                    model.null_context(*images.shape[:2]), jax.random.fold_in(key, number),
-                    unet=model.unet, sampler=sampler,
+                    context, jax.random.fold_in(key, number),
+                    unet=model.unet, sampler=sampler, official=model.official,
                 )  # fmt: skip
                 generated[group] = np.asarray(sampled)[0, references:]
             jax.effects_barrier()  # the bar's last updates
@@ -437,14 +441,17 @@ def _sample_groups(
     return generated
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "sampler"))
+@functools.partial(jax.jit, static_argnames=("unet", "sampler", "official"))
 def _sample(
     params: Params, codec: Codec, schedule: Schedule, images: jax.Array, mask: jax.Array,
     is_reference: jax.Array, context: jax.Array, key: jax.Array,
-    *, unet: UNetConfig, sampler: SamplerConfig,
+    *, unet: UNetConfig, sampler: SamplerConfig, official: bool,
 ) -> jax.Array:  # fmt: skip
     """uint8 images [B, V, H, W, 3] with black holes → uint8 images with the targets sampled."""
-    latents = codec.encode(images.astype(jnp.float32) / 127.5 - 1)
+    key, key_encoding = jax.random.split(key)
+    latents = codec.encode(
+        images.astype(jnp.float32) / 127.5 - 1, key_encoding if official else None
+    )
     sampled = sample(
         functools.partial(apply_unet, unet, params), schedule, sampler, latents, mask,
         is_reference, context, key, progress=_advance,

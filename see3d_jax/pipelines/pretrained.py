@@ -1,8 +1,9 @@
-"""A trained model, read from the workdir of a training run, ready to sample from.
+"""A model ready to sample from: the workdir of a training run, or a folder of converted weights.
 
-Reads workdir/config.json and the moving average (EMA) of the newest complete checkpoint; knows
-nothing of how they were made. Sampling code should take `params` as an argument of what it jits
-(`apply` does), because a closed-over array becomes a constant of the compiled program.
+Of a run: config.json and the moving average (EMA) of the newest complete checkpoint. Of released
+weights (`tools.convert_see3d`): one of the UNets, the autoencoder, both CLIP towers, the noise
+schedule. Sampling code should take `params` as an argument of what it jits (`apply` does), because
+a closed-over array becomes a constant of the compiled program.
 """
 
 from __future__ import annotations
@@ -15,15 +16,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
 from see3d_jax.errors import InputError
-from see3d_jax.models.codec import Codec, build_codec
+from see3d_jax.models.codec import Codec, VaeCodec, build_codec
+from see3d_jax.models.context import ContextEncoder, encode_context
+from see3d_jax.models.release import Release, load_release
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import Params, abstract_unet, apply_unet
+
+# Ways to sample, as settings of `SamplerConfig`; "official" repeats the released pipeline, its
+# quirks included, and takes what else differs there (see `load_model`) along.
+SAMPLERS = {
+    "ddim": {},
+    "fast": {"solver": "dpmpp_2m", "timesteps": "quadratic"},
+    "official": {"timesteps": "official"},
+}
+# The released UNets: trained at 512² and 16 views (paper, App. C), sampled with g = 2 (code).
+RELEASE_SIZE, RELEASE_VIEWS, RELEASE_GUIDANCE = 512, 16, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,24 +45,30 @@ class See3DModel:
     """Everything that sampling needs.
 
     Attributes:
-      config: the whole training config, as plain values.
-      step: training step of the weights.
+      name: what the weights are, for people.
       unet: architecture.
-      params: EMA weights, nested dict.
+      params: weights, nested dict.
       codec: image ↔ latent codec.
       schedule: noise schedule the weights were trained for.
       image_size: side of the training images, pixels.
       views: views per training example, references included.
+      sampling: settings the weights want: guidance, and how the condition is mixed.
+      context_tokens: length of the context.
+      context_encoder: CLIP towers; None: the model was trained on a context of zeros.
+      official: repeat the released pipeline where it differs from better practice.
     """
 
-    config: dict[str, Any]
-    step: int
+    name: str
     unet: UNetConfig
     params: Params
     codec: Codec
     schedule: Schedule
     image_size: int
     views: int
+    sampling: SamplerConfig
+    context_tokens: int = 1
+    context_encoder: ContextEncoder | None = None
+    official: bool = False
 
     @property
     def size_multiple(self) -> int:
@@ -59,24 +79,83 @@ class See3DModel:
         """The network: x [B, V, h, w, 2c+1], t [B, V], context → [B, V, h, w, c]."""
         return apply_unet(self.unet, params, x, t, context)
 
-    def null_context(self, batch: int, views: int) -> jax.Array:
-        """[B, V, L, context_dim] zeros, what the model was given in training."""
-        return jnp.zeros((batch, views, self.config["context"]["tokens"], self.unet.context_dim))
-
-    def sampler_config(self, num_steps: int, guidance: float, **options: Any) -> SamplerConfig:
-        """A sampler that mixes the condition as training did."""
-        objective = self.config["objective"]
-        form = condition_form(self.config["condition"], objective["weight_form"])
-        mixing = {"weight_form": form, "beta": objective["beta"]}
-        return SamplerConfig(num_steps=num_steps, guidance=guidance, **(mixing | options))
+    def context(self, first_reference: np.ndarray, views: int) -> jax.Array:
+        """[1, views, L, context_dim] for scenes whose first reference is uint8 [h, w, 3]."""
+        if self.context_encoder is None:
+            return jnp.zeros((1, views, self.context_tokens, self.unet.context_dim))
+        return encode_context(
+            self.context_encoder, first_reference[None], views, official=self.official
+        )
 
 
-def load_model(workdir: str | os.PathLike[str], step: int | None = None) -> See3DModel:
-    """Reads the newest (or the given) checkpoint of a training run.
+def load_model(
+    folder: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    unet: str | None = None,
+    references: int = 1,
+    sampler: str = "ddim",
+) -> See3DModel:
+    """Reads the workdir of a training run or a folder of converted weights.
 
-    Raises InputError naming what is missing: the folder, its config, a complete checkpoint.
+    Args:
+      folder: either of the two.
+      step: of a training run, which checkpoint; default the newest.
+      unet: of released weights, which UNet; default "single" for one reference, else "sparse".
+      references: how many reference views will be given.
+      sampler: key of `SAMPLERS`. "official" also tiles large images in the autoencoder, samples
+        its posterior, and prepares pictures for CLIP as the released pipeline does.
+
+    Raises InputError naming what is missing: the folder, its config, a complete checkpoint, a UNet.
     """
-    workdir = Path(workdir)
+    folder = Path(folder)
+    if sampler not in SAMPLERS:
+        raise InputError(f"--sampler {sampler}: expected one of {', '.join(SAMPLERS)}")
+    if (folder / "release.json").is_file():
+        if step is not None:
+            raise InputError(f"{folder}: released weights have no training steps to choose from")
+        return _released_model(load_release(folder), unet, references, sampler)
+    if (folder / "model_index.json").is_file():
+        raise InputError(
+            f"{folder}: holds weights as published; convert them first: "
+            f"python -m tools.convert_see3d --input {folder} --output DIR"
+        )
+    if unet is not None:
+        raise InputError(f"--unet {unet}: {folder} is a training run and has only one UNet")
+    return _trained_model(folder, step, sampler)
+
+
+def _released_model(
+    release: Release, name: str | None, references: int, sampler: str
+) -> See3DModel:
+    if name is None:
+        wanted = "single" if references == 1 else "sparse"
+        name = wanted if wanted in release.unets else next(iter(release.unets), wanted)
+    half = jax.default_backend() != "cpu"  # CPUs are slower in bfloat16, not faster
+    unet, params = release.unet(name, dtype="bfloat16" if half else "float32")
+    official = sampler == "official"
+    vae, vae_params = release.vae(tiled=official, **({} if official else {"slicing": True}))
+    codec = VaeCodec(vae_params, vae)
+    spec = release.folder / "unet" / name / "config.json"
+    if unet.camera_dim is not None:
+        raise InputError(f"{spec}: expects cameras as input; convert without --keep-camera")
+    if unet.in_channels != 2 * codec.channels + 1:
+        raise InputError(
+            f"{spec}: takes {unet.in_channels} channels; a model of See3D takes "
+            f"{2 * codec.channels + 1} (X_t, V_t and the mask)"
+        )
+    # The super-resolution model is given its condition as it is.
+    form = "clean" if name == "SR" else "code"
+    return See3DModel(
+        name=f"released UNet {name!r}", unet=unet, params=params, codec=codec,
+        schedule=make_schedule(**release.schedule_fields()),
+        image_size=RELEASE_SIZE, views=RELEASE_VIEWS,
+        sampling=SamplerConfig(guidance=RELEASE_GUIDANCE, weight_form=form, **SAMPLERS[sampler]),
+        context_encoder=release.context_encoder(), official=official,
+    )  # fmt: skip
+
+
+def _trained_model(workdir: Path, step: int | None, sampler: str) -> See3DModel:
     config = _read_config(workdir)
     steps = _complete_steps(workdir)
     if not steps:
@@ -91,14 +170,20 @@ def load_model(workdir: str | os.PathLike[str], step: int | None = None) -> See3
     try:
         unet = UNetConfig(**config["model"])
         return See3DModel(
-            config=config,
-            step=step,
+            name=f"training step {step}",
             unet=unet,
             params=_restore_ema(workdir / "checkpoints" / str(step), unet),
             codec=build_codec(config["codec"]),
             schedule=make_schedule(**config["schedule"]),
             image_size=config["data"]["image_size"],
             views=config["data"]["views"],
+            sampling=SamplerConfig(
+                guidance=float(config["evaluation"]["guidance"]),
+                weight_form=condition_form(config["condition"], config["objective"]["weight_form"]),
+                beta=config["objective"]["beta"],
+                **SAMPLERS[sampler],
+            ),
+            context_tokens=config["context"]["tokens"],
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):

@@ -1,5 +1,6 @@
 """The sampler: the official runs step by step, and what must hold for any network."""
 
+import dataclasses
 import json
 
 import jax
@@ -32,10 +33,20 @@ def _oracle(x, t, context):
     return SCHEDULE.target(truth, (x[..., :5] - signal * truth) / noise, t)
 
 
-def _sample(denoise=_oracle, key=0, **settings):
+def test_official_sampling_ends_where_the_scheduler_file_says():
+    official = {"config": {"timesteps": "official", "guidance": 0.0}, "keep_steps": True}
+    target = ~IS_REFERENCE
+    clean = dataclasses.replace(SCHEDULE, set_alpha_to_one=True)
+    ends = [_sample(schedule=s, **official)[1][-1] for s in (SCHEDULE, clean)]
+    np.testing.assert_allclose(ends[1][target], TRUTH[target], atol=1e-5)
+    # ᾱ_0 = 0.99915 leaves a share of √(1 − ᾱ_0) = 0.029 of noise in the result
+    assert 0.01 < np.std(np.asarray(ends[0] - ends[1])[target]) < 0.06
+
+
+def _sample(denoise=_oracle, key=0, schedule=SCHEDULE, **settings):
     config = SamplerConfig(**{"num_steps": 8, **settings.pop("config", {})})
     inputs = (LATENTS, MASK, IS_REFERENCE, CONTEXT, jax.random.key(key))
-    return sample(denoise, SCHEDULE, config, *inputs, **settings)
+    return sample(denoise, schedule, config, *inputs, **settings)
 
 
 @pytest.mark.parametrize(

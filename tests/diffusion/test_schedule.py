@@ -42,7 +42,7 @@ def test_zero_snr_keeps_the_start_and_ends_in_pure_noise():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 950), st.sampled_from(["epsilon", "v"]), st.integers(0, 2**31))
+@given(st.integers(0, 950), st.sampled_from(["epsilon", "v", "sample"]), st.integers(0, 2**31))
 def test_the_target_leads_back_to_image_and_noise(t, prediction, seed):
     schedule = make_schedule(prediction=prediction)
     x_0, eps = np.random.default_rng(seed).standard_normal((2, 2, 3, 2, 2, 4), np.float32)

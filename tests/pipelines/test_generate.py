@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from data_prep.synthetic import make_clip
 from see3d_jax import cli
+from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import make_schedule
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
@@ -55,12 +56,7 @@ def random_model() -> See3DModel:
         attention_strides=(2,), head_dim=16, context_dim=4, norm_groups=8,
     )  # fmt: skip
     return See3DModel(
-        config={
-            "context": {"tokens": 1}, "condition": "unposed_t",
-            "objective": {"weight_form": "code", "beta": 0.2},
-            "evaluation": {"guidance": 0.0},
-        },
-        step=0, unet=unet, params=init_unet(unet, 0),
+        name="random", sampling=SamplerConfig(guidance=0.0), unet=unet, params=init_unet(unet, 0),
         codec=build_codec({"kind": "dct", "factor": 4, "channels": 12}),
         schedule=make_schedule("linear", zero_snr=True, prediction="v"), image_size=40, views=4,
     )  # fmt: skip
@@ -68,7 +64,7 @@ def random_model() -> See3DModel:
 
 @pytest.fixture
 def model(random_model, monkeypatch) -> See3DModel:
-    monkeypatch.setattr(module, "load_model", lambda workdir: random_model)
+    monkeypatch.setattr(module, "load_model", lambda folder, **options: random_model)
     return random_model
 
 

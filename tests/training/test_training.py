@@ -199,18 +199,19 @@ def test_a_damaged_checkpoint_is_named(finished, clip_folder, tmp_path):
         loop.train(minuscule(clip_folder, num_steps=8), workdir)
     with pytest.raises(InputError, match=r"checkpoints/6: cannot be restored"):
         load_model(workdir)
-    assert load_model(workdir, step=3).step == 3
+    assert load_model(workdir, step=3).name == "training step 3"
 
 
 def test_the_trained_model_is_read_back_with_its_average(finished):
     model = load_model(finished)
-    assert (model.step, model.image_size, model.views, model.size_multiple) == (6, 16, 3, 4)
+    assert (model.name, model.image_size, model.views) == ("training step 6", 16, 3)
+    assert model.size_multiple == 4
     leaves = compare_checkpoints.newest_leaves(finished)[1]
     name = "input_blocks/0/0/weight"
     average = np.asarray(model.params["input_blocks"]["0"]["0"]["weight"])
     np.testing.assert_array_equal(average, leaves[f"state/ema_params/{name}"])
     assert (average != leaves[f"state/params/{name}"]).any()
-    context = model.null_context(1, 2)
+    context = model.context(np.zeros((16, 16, 3), np.uint8), 2)
     out = jax.jit(model.apply)(
         model.params, np.zeros((1, 2, 4, 4, 9), np.float32), np.zeros((1, 2), np.int32), context
     )
