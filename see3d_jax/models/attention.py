@@ -28,8 +28,13 @@ BACKENDS = ("auto", "plain", "chunked", "cudnn", "splash")
 SAVED_NAMES = ("attention_output", "attention_lse")
 # Below this many logits per head and sample, storing them is cheaper than computing them again.
 PLAIN_LOGITS = 128 * 1024
-# Tokens per block of the TPU kernel: 2048 does not fit the VMEM of v5e and v5p.
-SPLASH_BLOCK, SPLASH_UNIT = 1024, 128
+# Tokens per block of the TPU kernel: 2048 queries do not fit the VMEM of v5e and v5p, nor do 4096
+# keys. Its backward pass keeps one partial dQ per block of keys, hence its larger blocks.
+SPLASH_BLOCK, SPLASH_BACKWARD_KEYS, SPLASH_INNER, SPLASH_UNIT = 1024, 2048, 640, 128
+# Head widths for which those blocks were tried; the autoencoder's 512 is none.
+SPLASH_WIDTH = 128
+# Partial dQ that may exist at once: heads are taken in groups that keep within it.
+SPLASH_PARTIAL_BYTES = 2**29
 
 
 def attention(
@@ -63,16 +68,25 @@ def attention(
 
 
 def choose_backend(q: jax.Array, k: jax.Array) -> str:
-    """What "auto" means for queries [B, N, …] and keys [B, M, …] on the default device."""
-    device = jax.default_backend()
+    """What "auto" means for queries [B, N, heads, d] and keys [B, M, heads, d]."""
+    device = _platform()
     if device == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
     if q.shape[1] * k.shape[1] <= PLAIN_LOGITS:
         return "plain"
-    whole_blocks = q.shape[1] % SPLASH_UNIT == 0 and k.shape[1] % SPLASH_UNIT == 0
-    if device == "tpu" and whole_blocks and _sees_one_device():
+    fits = all(x.shape[1] % SPLASH_UNIT == 0 and x.shape[-1] <= SPLASH_WIDTH for x in (q, k))
+    if device == "tpu" and fits and _sees_one_device():
         return "splash"
     return "chunked"
+
+
+def _platform() -> str:
+    """What the code being traced is for: the devices of its mesh, else the default ones.
+
+    They differ when a program is compiled on a machine that does not have the devices.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _sees_one_device() -> bool:
@@ -173,19 +187,25 @@ _chunked_attention.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """The Pallas TPU kernel; q [B, heads, N, d], k and v [B, heads, M, d] → [B, heads, N, d]."""
+    """The Pallas TPU kernel; q [B, heads, N, d], k and v [B, heads, M, d] → [B, heads, N, d].
+
+    One kernel computes all gradients. Two of the library's, for dQ and for dK and dV, would need no
+    partial dQ but make the logits and their gradient twice: 9 products in all instead of 7.
+    """
     # Imported here: it takes a second and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask
 
-    rows, columns = _splash_block(q.shape[2]), _splash_block(k.shape[2])
-    inner = columns // 2 if columns == SPLASH_BLOCK else columns
+    rows, columns = (_splash_block(x.shape[2], SPLASH_BLOCK) for x in (q, k))
+    back = _splash_block(k.shape[2], SPLASH_BACKWARD_KEYS)
     kernel = splash.SplashAttentionKernel(
         # Without any mask arrays the kernel visits every block and masks none; a "full" mask would
         # be built block by block in Python, only to say the same.
         *[mask.MaskInfo(None, None, None, None, None)] * 3,
-        # Not the fused backward: it keeps one partial dQ per block of keys, gigabytes of them.
-        block_sizes=splash.BlockSizes(rows, columns, inner, rows, columns, inner, rows, columns),
+        block_sizes=splash.BlockSizes(
+            rows, columns, _splash_block(columns, SPLASH_INNER),
+            rows, back, _splash_block(back, SPLASH_INNER), use_fused_bwd_kernel=True,
+        ),
         is_mqa=False,
         save_residuals=False,
         mask_value=splash.DEFAULT_MASK_VALUE,
@@ -193,16 +213,23 @@ def _splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         residual_checkpoint_name=SAVED_NAMES[0],
         mask_function=None,
         interpret=False,
-    )
-    return jax.vmap(kernel)(_scaled(q), k, v)
+    )  # fmt: skip
+    partial = k.shape[2] // back * q.shape[2] * max(q.shape[3], 128) * q.dtype.itemsize
+    count = q.shape[0] * q.shape[1]  # samples are as independent as heads
+    most = max(1, SPLASH_PARTIAL_BYTES // partial)
+    group = next(g for g in range(min(most, count), 0, -1) if count % g == 0)
+    groups = [x.reshape(count // group, group, *x.shape[2:]) for x in (_scaled(q), k, v)]
+    if count == group:
+        return kernel(*(x[0] for x in groups)).reshape(q.shape)
+    return jax.lax.map(lambda x: kernel(*x), tuple(groups)).reshape(q.shape)
 
 
-def _splash_block(tokens: int) -> int:
-    """The largest block that the kernel takes and that divides the tokens evenly."""
+def _splash_block(tokens: int, most: int) -> int:
+    """The largest block of up to `most` that the kernel takes and that divides the tokens."""
     if tokens % SPLASH_UNIT:
         raise ValueError(
             f"attention backend 'splash': {tokens} tokens are not a multiple of {SPLASH_UNIT}; "
             "use 'auto', which falls back to 'chunked'"
         )
-    blocks = range(SPLASH_BLOCK, 0, -SPLASH_UNIT)
+    blocks = range(most, 0, -SPLASH_UNIT)
     return next(block for block in blocks if tokens % block == 0)
