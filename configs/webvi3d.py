@@ -88,6 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 50  # steps
     config.checkpoint_every = 1000  # steps
     config.keep_checkpoints = 3
+    config.keep_every = 0  # steps; multiples of it are kept for ever; 0 = none
     config.sample_every = 5000  # steps; 0 = never
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.loss_buckets = 10  # held-out loss is reported per range of timesteps

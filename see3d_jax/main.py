@@ -7,7 +7,11 @@ Any value of the config file can be overridden as --config.key=value; unknown ke
 Running the same command again continues from the newest checkpoint in DIR, bit for bit.
 
 DIR gets config.json, checkpoints/, metrics.jsonl, events/ (TensorBoard), samples/step_XXXXXX.png
-(reference | condition | prediction | truth) and parameters.txt.
+(reference | condition | prediction | truth) and parameters.txt. It may be a bucket (gs://…).
+
+Of several processes each runs this command. On TPU pods and under SLURM they find each other;
+anywhere else give --coordinator=HOST:PORT --num_processes=N --process_id=I, or the variables
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --num_processes=1 looks for nobody.
 
 Examples:
 
@@ -18,19 +22,27 @@ Examples:
   python -m see3d_jax.main --config=configs/tiny.py --workdir=runs/long --config.data.path=clips \\
       --config.num_steps=20000 --config.checkpoint_every=1000 --config.seed=7
 
+  # two processes on one machine, as a rehearsal
+  for i in 0 1; do python -m see3d_jax.main --config=configs/tiny.py --workdir=runs/two \\
+      --config.data.path=clips --coordinator=localhost:1234 --num_processes=2 --process_id=$i & done
+
   # look at the curves
   tensorboard --logdir runs
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import logging as standard_logging
+import os
 import runpy
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from see3d_jax.errors import InputError, run_command
@@ -41,16 +53,35 @@ if TYPE_CHECKING:
 HELP_FLAGS = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 
 
-def parse_arguments(argv: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
-    """Command line → (locked config with overrides applied, workdir).
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line.
 
-    Raises InputError for anything missing, unknown or of the wrong type.
+    Attributes:
+      config: locked, with overrides applied.
+      workdir: folder or bucket path of the run.
+      coordinator, num_processes, process_id, join_seconds: see `training.distributed.start`.
     """
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    coordinator: str
+    num_processes: int | None
+    process_id: int | None
+    join_seconds: int
+
+
+def parse_arguments(argv: list[str]) -> Arguments:
+    """Raises InputError for anything missing, unknown or of the wrong type."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "Config file.", flag_values=values, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Processes in all.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Number of this process.", flag_values=values)
+    flags.DEFINE_integer("join_seconds", 300, "How long to wait for all.", flag_values=values)
     _check_config_file(_config_path(argv))
     try:
         rest = values(argv)
@@ -64,7 +95,24 @@ def parse_arguments(argv: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
         raise InputError(f"unexpected argument {rest[1]!r}; options look like --config.key=value")
     if not values.workdir:
         raise InputError("--workdir is missing: give a folder for checkpoints and logs")
-    return values.config, Path(values.workdir)
+    environment = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+    coordinator, count, index = (os.environ.get(name) for name in environment)
+    return Arguments(
+        config=values.config,
+        workdir=epath.Path(values.workdir),
+        coordinator=values.coordinator or coordinator or "",
+        num_processes=_number(values.num_processes, count, environment[1]),
+        process_id=_number(values.process_id, index, environment[2]),
+        join_seconds=values.join_seconds,
+    )
+
+
+def _number(flag: int | None, variable: str | None, name: str) -> int | None:
+    if flag is not None or not variable:
+        return flag
+    if not variable.isdecimal():
+        raise InputError(f"environment variable {name}: want a number, got {variable!r}")
+    return int(variable)
 
 
 def _config_path(argv: list[str]) -> str:
@@ -112,13 +160,27 @@ def main() -> None:
 
 
 def _run() -> int:
-    config, workdir = parse_arguments(sys.argv)
+    arguments = parse_arguments(sys.argv)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    from see3d_jax.training.loop import train  # imports jax; --help and typos should not wait
+    logging.get_absl_logger().addFilter(_is_no_traceback)
+    # These import jax; --help and typos should not wait.
+    from see3d_jax.training import distributed
+    from see3d_jax.training.loop import train
 
-    train(config, workdir)
+    distributed.start(
+        arguments.coordinator,
+        arguments.num_processes,
+        arguments.process_id,
+        arguments.join_seconds,
+    )
+    train(arguments.config, arguments.workdir)
     return 0
+
+
+def _is_no_traceback(record: standard_logging.LogRecord) -> bool:
+    """Libraries log the traceback of what they raise; `run_command` prints its one line."""
+    return not record.exc_info
 
 
 if __name__ == "__main__":

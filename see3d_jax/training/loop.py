@@ -3,44 +3,44 @@
 Reads shards through `data.pipeline`, writes a workdir (see `checkpoint`), and can be stopped at any
 moment: killed, it continues from the newest checkpoint bit for bit; on SIGTERM it saves first. The
 stream position saved with step n is that of the batches of steps ≤ n, so none is lost or repeated.
+Every process of a run executes this same loop (see `distributed`); only the lead logs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 
 from see3d_jax.data import pipeline
 from see3d_jax.errors import WorkError
 from see3d_jax.files import write_text
 from see3d_jax.media import write_image
 from see3d_jax.models.weights import init_unet, parameter_count
-from see3d_jax.training import checkpoint, settings
+from see3d_jax.training import checkpoint, distributed, settings
 from see3d_jax.training.evaluate import sample_grid, sample_views, score
 from see3d_jax.training.metrics_log import Console, MetricsLog
 from see3d_jax.training.settings import TrainSpec
-from see3d_jax.training.sharding import make_mesh, put_batch, state_shardings
+from see3d_jax.training.sharding import make_mesh, put_batch, put_whole, state_shardings
 from see3d_jax.training.state import Frozen, TrainState, init_state
 from see3d_jax.training.step import make_optimizer, train_step
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Trains to `config.num_steps`, continuing whatever `workdir` holds.
+def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
+    """Trains to `config.num_steps`, continuing whatever `workdir` (a folder or bucket path) holds.
 
     Raises InputError, before anything is written, when the config, the workdir or the data cannot
-    be used; WorkError when the loss stops being a finite number.
+    be used; WorkError when the loss stops being a finite number or a checkpoint cannot be saved.
     """
+    workdir = epath.Path(workdir)
     # Everything that can be refused is looked at first.
     settings.check_counts(config)
     checkpoint.check_workdir(workdir, config)
@@ -64,21 +64,26 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     fresh = functools.partial(_fresh_state, config, spec)
     shardings = state_shardings(jax.eval_shape(fresh), mesh)
 
-    checkpoint.write_config(workdir, config)
+    lead = distributed.is_lead()
+    if lead:
+        checkpoint.write_config(workdir, config)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config.keep_checkpoints))
-        step = checkpoints.latest_step() or 0
-        if step:
-            state, position = checkpoints.restore(step, _abstract(fresh, shardings))
-            batches.set_state(position)
+        checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(workdir, config.keep_checkpoints, config.keep_every)
+        )
+        restored = checkpoints.restore(_abstract(fresh, shardings))
+        if restored:
+            step, state = restored.step, restored.state
+            batches.set_state(restored.position)
         else:
             # Op by op: compiling hundreds of small random draws takes longer than running them.
-            state = jax.device_put(fresh(), shardings)
-        log = stack.enter_context(MetricsLog(workdir, step))
-        console = stack.enter_context(Console(step, config.num_steps, config.batch_size))
-        stop = stack.enter_context(stop_signal())
-        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-        write_text(workdir / "parameters.txt", overview + "\n")
+            step, state = 0, put_whole(fresh(), shardings)
+        log = stack.enter_context(MetricsLog(workdir, step, writes=lead))
+        console = stack.enter_context(Console(step, config.num_steps, config.batch_size, lead))
+        stop = stack.enter_context(distributed.stop_signal())
+        if lead:
+            overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+            write_text(workdir / "parameters.txt", overview + "\n")
         console.say(
             f"{parameter_count(state.params):,} parameters, {len(source)} clips, "
             f"{len(held_out)} source video(s) held out, "
@@ -88,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             console.say(f"nothing to do: step {step} of {config.num_steps} is reached")
 
         unseen: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
-        # `done` is read from the signal once a step: one that arrives later ends the next step.
+        # The signal is asked once a step: one that arrives later ends the next step.
         done = step >= config.num_steps
         while not done:
             with console.waiting_for_input():
@@ -99,20 +104,22 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             step += 1
             unseen.append((step, metrics))
             console.step_done()
-            done = step == config.num_steps or stop.requested
+            done = stop.agreed(step) or step == config.num_steps
 
             if due(step, config.log_every) or due(step, config.checkpoint_every) or done:
+                checkpoints.check()
                 losses = write_losses(log, unseen, workdir)
                 unseen.clear()
                 if due(step, config.log_every) or done:
                     speed = console.report(step, float(np.mean(losses)))
-                    log.scalars(step, speed | {"skipped_clips": len(skipped)})
+                    speed["skipped_clips"] = distributed.total(len(skipped))
+                    log.scalars(step, speed)
             if due(step, config.checkpoint_every) or done:
                 with console.paused():
                     checkpoints.save(step, state, batches.get_state())
             if due(step, config.sample_every) or (step == config.num_steps and config.sample_every):
                 with console.paused():
-                    predicted = np.asarray(
+                    predicted = distributed.fetch(
                         sample_views(
                             state.ema_params, eval_batch, frozen, schedule, run_key,
                             spec=spec, sampler=sampler,
@@ -122,15 +129,17 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                     grid = sample_grid(eval_batch, predicted)
                     log.scalars(step, scores)
                     log.image(step, "samples", grid)
-                    write_image(workdir / "samples" / f"step_{step:06d}.png", grid)
+                    if lead:
+                        write_image(workdir / "samples" / f"step_{step:06d}.png", grid)
                 console.say(
                     "held-out PSNR {heldout_psnr:.2f} dB (copy of nearest reference "
                     "{heldout_psnr_copy:.2f}, masked target {heldout_psnr_masked:.2f})".format(
                         **scores
                     )
                 )
-        if step < config.num_steps:
-            console.say(f"stopped by a signal at step {step}, saved; run again to continue")
+    # Here the last save has reached the disk.
+    if step < config.num_steps and lead:
+        print(f"stopped by a signal at step {step}, saved; run again to continue", flush=True)
 
 
 def due(step: int, every: int) -> bool:
@@ -139,7 +148,7 @@ def due(step: int, every: int) -> bool:
 
 
 def write_losses(
-    log: MetricsLog, unseen: list[tuple[int, dict[str, jax.Array]]], workdir: Path
+    log: MetricsLog, unseen: list[tuple[int, dict[str, jax.Array]]], workdir: epath.Path
 ) -> list[float]:
     """Fetches and writes the metrics of every step; refuses to go on from a non-finite loss.
 
@@ -170,28 +179,3 @@ def _abstract(fresh: Callable[[], TrainState], shardings: Any) -> TrainState:
         jax.eval_shape(fresh),
         shardings,
     )
-
-
-@dataclasses.dataclass
-class StopSignal:
-    """Set by SIGTERM: the run saves and ends after the current step."""
-
-    requested: bool = False
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[StopSignal]:
-    """Listens for SIGTERM while the block runs (in the main thread, where signals arrive)."""
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(signum: int, frame: object) -> None:
-        stop.requested = True
-
-    before = signal.signal(signal.SIGTERM, request)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

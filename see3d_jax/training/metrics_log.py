@@ -23,14 +23,22 @@ from see3d_jax.files import write_text
 
 
 class MetricsLog:
-    """Writes scalars and images of one run; a context manager."""
+    """Writes scalars and images of one run; a context manager.
 
-    def __init__(self, workdir: str | os.PathLike[str], first_step: int) -> None:
+    With `writes` false (every process of a run but one) it takes everything and writes nothing.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike[str], first_step: int, writes: bool = True
+    ) -> None:
         workdir = Path(workdir)
+        self._writes = writes
         self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
+        if writes and self._path.exists():
             write_text(self._path, "".join(_rows_up_to(self._path, first_step)))
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=first_step + 1)
+        self._events = SummaryWriter(
+            str(workdir / "events"), purge_step=first_step + 1, write_to_disk=writes
+        )
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -40,6 +48,8 @@ class MetricsLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row. Values must be finite numbers."""
+        if not self._writes:
+            return
         row = {"step": step, **{name: float(value) for name, value in values.items()}}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -48,6 +58,8 @@ class MetricsLog:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a uint8 [H, W, 3] picture to the TensorBoard events."""
+        if not self._writes:
+            return
         self._events.add_image(name, image, step, dataformats="HWC")
         self._events.flush()
 
@@ -69,10 +81,13 @@ class Console:
     Speed counts training only: the first step (which compiles), sampling and saving are left out.
     """
 
-    def __init__(self, first_step: int, num_steps: int, batch_size: int) -> None:
+    def __init__(
+        self, first_step: int, num_steps: int, batch_size: int, prints: bool = True
+    ) -> None:
+        self._prints = prints
         self._bar = tqdm(
             total=num_steps, initial=first_step, desc="training", unit="step",
-            disable=not sys.stderr.isatty(), smoothing=0.05,
+            disable=not (prints and sys.stderr.isatty()), smoothing=0.05,
         )  # fmt: skip
         self._num_steps, self._batch_size = num_steps, batch_size
         self._steps, self._start = 0, time.perf_counter()
@@ -129,5 +144,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
+        if not self._prints:
+            return
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()

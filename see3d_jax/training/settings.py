@@ -167,7 +167,7 @@ def check_counts(config: ml_collections.ConfigDict) -> None:
     ):  # fmt: skip
         if config[key] < 1:
             raise InputError(f"config.{key}: must be at least 1, got {config[key]}")
-    for key in ("sample_every", "seed"):
+    for key in ("sample_every", "keep_every", "seed"):
         if config[key] < 0:
             raise InputError(f"config.{key}: must not be negative, got {config[key]}")
     if not config.data.path:

@@ -101,4 +101,14 @@ def _spec(
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Host arrays [B, V, …] → device arrays placed on ((data, fsdp), view)."""
-    return jax.device_put(batch, NamedSharding(mesh, BATCH))
+    return put_whole(batch, jax.tree.map(lambda _: NamedSharding(mesh, BATCH), batch))
+
+
+def put_whole(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process holds whole → device arrays; each process keeps its own part."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, shardings)

@@ -19,16 +19,36 @@ def arguments(*extra, config=TINY, workdir="run"):
 
 
 def test_overrides_reach_the_config_with_their_types():
-    config, workdir = parse_arguments(
+    parsed = parse_arguments(
         arguments("--config.num_steps=7", "--config.data.path=a b", "--config.data.stride=(2,3)")
     )
+    config = parsed.config
     assert (config.num_steps, config.data.path, config.data.stride) == (7, "a b", (2, 3))
-    assert workdir == Path("run") and config.is_locked
+    assert parsed.workdir == Path("run") and config.is_locked
 
 
 def test_options_may_be_given_as_two_words():
-    config, workdir = parse_arguments(["main", "--config", TINY, "--workdir", "run"])
-    assert config.seed == 0 and workdir == Path("run")
+    parsed = parse_arguments(["main", "--config", TINY, "--workdir", "run"])
+    assert parsed.config.seed == 0 and parsed.workdir == Path("run")
+
+
+def test_a_bucket_stays_a_bucket():
+    parsed = parse_arguments(arguments(workdir="gs://bucket/runs/a"))
+    assert str(parsed.workdir / "config.json") == "gs://bucket/runs/a/config.json"
+
+
+def test_processes_are_named_by_flags_or_by_the_environment(monkeypatch):
+    flags = arguments("--coordinator=host:1", "--num_processes=2", "--process_id=1")
+    parsed = parse_arguments(flags)
+    assert (parsed.coordinator, parsed.num_processes, parsed.process_id) == ("host:1", 2, 1)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "other:2")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "8")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    parsed = parse_arguments(arguments("--process_id=3"))
+    assert (parsed.coordinator, parsed.num_processes, parsed.process_id) == ("other:2", 8, 3)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "many")
+    with pytest.raises(InputError, match=r"JAX_NUM_PROCESSES: want a number, got 'many'"):
+        parse_arguments(arguments())
 
 
 @pytest.mark.parametrize(
@@ -42,6 +62,7 @@ def test_options_may_be_given_as_two_words():
         (arguments("--config.num_steps=many"), "num_steps=many"),
         (arguments("--wrokdir=x"), "unknown flag --wrokdir; did you mean --workdir"),
         (arguments("stray"), "unexpected argument 'stray'"),
+        (arguments("--num_processes=two"), "num_processes=two"),
     ],
 )
 def test_a_mistake_is_named(argv, message):

@@ -190,16 +190,22 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_a_damaged_checkpoint_is_named(finished, clip_folder, tmp_path):
+def test_a_damaged_newest_checkpoint_is_set_aside_and_its_steps_are_run_again(
+    finished, clip_folder, tmp_path, caplog
+):
     workdir = shutil.copytree(finished, tmp_path / "run")
     for file in (workdir / "checkpoints" / "6" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"checkpoints/6: cannot be restored"):
-        loop.train(minuscule(clip_folder, num_steps=8), workdir)
-    with pytest.raises(InputError, match=r"checkpoints/6: cannot be restored"):
         load_model(workdir)
     assert load_model(workdir, step=3).name == "training step 3"
+    loop.train(minuscule(clip_folder), workdir)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "checkpoints/6 is damaged" in warning and "continuing from step 3" in warning
+    assert (workdir / "damaged" / "6" / "state").is_dir()
+    assert losses_of(workdir) == losses_of(finished)
+    assert differences(finished, workdir) == []
 
 
 def test_the_trained_model_is_read_back_with_its_average(finished):
