@@ -38,7 +38,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     """Trains to `config.num_steps`, continuing whatever `workdir` (a folder or bucket path) holds.
 
     Raises InputError, before anything is written, when the config, the workdir or the data cannot
-    be used; WorkError when the loss stops being a finite number or a checkpoint cannot be saved.
+    be used; WorkError when losses stay non-finite or a checkpoint cannot be saved.
     """
     workdir = epath.Path(workdir)
     # Everything that can be refused is looked at first.
@@ -108,12 +108,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
 
             if due(step, config.log_every) or due(step, config.checkpoint_every) or done:
                 checkpoints.check()
-                losses = write_losses(log, unseen, workdir)
+                losses = write_losses(log, console, unseen, config.max_skipped_in_row, workdir)
                 unseen.clear()
                 if due(step, config.log_every) or done:
-                    speed = console.report(step, float(np.mean(losses)))
-                    speed["skipped_clips"] = distributed.total(len(skipped))
-                    log.scalars(step, speed)
+                    speed = console.report(step, float(np.mean(losses)) if losses else np.nan)
+                    counts = {
+                        "skipped_steps": int(metrics["skipped"]),
+                        "skipped_clips": distributed.total(len(skipped)),
+                    }
+                    log.scalars(step, speed | counts)
             if due(step, config.checkpoint_every) or done:
                 with console.paused():
                     checkpoints.save(step, state, batches.get_state())
@@ -148,23 +151,33 @@ def due(step: int, every: int) -> bool:
 
 
 def write_losses(
-    log: MetricsLog, unseen: list[tuple[int, dict[str, jax.Array]]], workdir: epath.Path
+    log: MetricsLog,
+    console: Console,
+    unseen: list[tuple[int, dict[str, jax.Array]]],
+    max_skipped_in_row: int,
+    workdir: epath.Path,
 ) -> list[float]:
-    """Fetches and writes the metrics of every step; refuses to go on from a non-finite loss.
+    """Fetches and writes the metrics of every step; returns the finite losses.
 
-    Runs before each save, so that no checkpoint ever holds such a state.
+    A step whose loss or gradient was not finite has changed nothing; it is named and not logged.
+    Raises WorkError at the `max_skipped_in_row`-th in a row, which is before the next save.
     """
     losses = []
     for step, metrics in unseen:
-        values = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite(list(values.values())).all():
+        loss, norm, in_row = (
+            metrics[name].item() for name in ("loss", "grad_norm", "skipped_in_row")
+        )
+        if in_row >= max_skipped_in_row:
             raise WorkError(
-                f"{workdir}: at step {step} the loss is {values['loss']} and the gradient norm "
-                f"{values['grad_norm']}; the newest checkpoint is from before that. Lower "
-                "config.optimizer.learning_rate (in a new --workdir) or look at the data"
+                f"{workdir}: stopped at step {step}: the loss ({loss}) or the gradient norm "
+                f"({norm}) was not finite {in_row} times in a row (config.max_skipped_in_row). "
+                "Lower config.optimizer.learning_rate in a new --workdir, or look at the data"
             )
-        log.scalars(step, values)
-        losses.append(values["loss"])
+        if in_row:
+            console.say(f"step {step} is skipped: loss {loss}, gradient norm {norm}")
+            continue
+        log.scalars(step, {"loss": loss, "grad_norm": norm})
+        losses.append(loss)
     return losses
 
 

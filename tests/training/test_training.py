@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -175,18 +176,35 @@ def test_refused_runs_write_nothing(tmp_path, clip_folder):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(
-    clip_folder, tmp_path, monkeypatch
-):
-    real_step = loop.train_step
+def poison(monkeypatch, steps):
+    """Makes the images of these steps (counted from 1) not a number."""
+    real, calls = loop.put_batch, itertools.count(1)
 
-    def broken(*args, **kwargs):
-        state, metrics = real_step(*args, **kwargs)
-        return state, metrics | {"loss": jax.numpy.full_like(metrics["loss"], np.nan)}
+    def put(batch, mesh):
+        bad = np.nan if next(calls) in steps else 0.0
+        return real(batch | {"image": batch["image"] + np.float32(bad)}, mesh)
 
-    monkeypatch.setattr(loop, "train_step", broken)
-    with pytest.raises(WorkError, match=r"at step 1 the loss is nan.*learning_rate"):
-        loop.train(minuscule(clip_folder, num_steps=2, checkpoint_every=2), tmp_path)
+    monkeypatch.setattr(loop, "put_batch", put)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_named(clip_folder, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, {2})
+    loop.train(minuscule(clip_folder, num_steps=3, log_every=3), tmp_path)
+    assert list(losses_of(tmp_path)) == [1, 3]
+    assert "step 2 is skipped: loss nan" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["skipped_steps"] == 1
+    leaves = compare_checkpoints.newest_leaves(tmp_path)[1]
+    assert all(np.isfinite(leaf).all() for leaf in leaves.values())
+
+
+def test_a_run_that_only_skips_stops_before_the_next_save(clip_folder, tmp_path, monkeypatch):
+    poison(monkeypatch, range(2, 100))
+    config = minuscule(clip_folder, checkpoint_every=4, log_every=50, max_skipped_in_row=3)
+    with pytest.raises(
+        WorkError, match=r"at step 4: the loss \(nan\).* 3 times in a row.*learning"
+    ):
+        loop.train(config, tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
