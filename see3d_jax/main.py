@@ -33,19 +33,16 @@ Examples:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging as standard_logging
 import os
-import runpy
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from etils import epath
-from ml_collections import config_flags
 
 from see3d_jax.errors import InputError, run_command
+from see3d_jax.training.config_flags import parse_config
 
 if TYPE_CHECKING:
     import ml_collections
@@ -74,25 +71,12 @@ class Arguments:
 def parse_arguments(argv: list[str]) -> Arguments:
     """Raises InputError for anything missing, unknown or of the wrong type."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file.", flag_values=values, sys_argv=argv
-    )
     flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
     flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "Processes in all.", flag_values=values)
     flags.DEFINE_integer("process_id", None, "Number of this process.", flag_values=values)
     flags.DEFINE_integer("join_seconds", 300, "How long to wait for all.", flag_values=values)
-    _check_config_file(_config_path(argv))
-    try:
-        rest = values(argv)
-    except flags.UnrecognizedFlagError as error:
-        raise InputError(f"unknown flag --{error.flagname}{_similar(error, values)}") from None
-    except (AttributeError, KeyError) as error:  # how a locked ConfigDict refuses a key
-        raise InputError(f"{_unknown_key(argv, error)}") from None
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        raise InputError(f"bad argument: {error}") from None
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; options look like --config.key=value")
+    parse_config(argv, values)
     if not values.workdir:
         raise InputError("--workdir is missing: give a folder for checkpoints and logs")
     environment = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -113,42 +97,6 @@ def _number(flag: int | None, variable: str | None, name: str) -> int | None:
     if not variable.isdecimal():
         raise InputError(f"environment variable {name}: want a number, got {variable!r}")
     return int(variable)
-
-
-def _config_path(argv: list[str]) -> str:
-    for index, argument in enumerate(argv[1:], start=1):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return value if equals else "".join(argv[index + 1 : index + 2])
-    raise InputError("--config is missing: give a config file, e.g. --config=configs/tiny.py")
-
-
-def _check_config_file(path: str) -> None:
-    """Loads it once by itself, so that its own errors are told apart from bad overrides."""
-    if not Path(path).is_file():
-        raise InputError(f"{path!r}: no such config file (configs/tiny.py is one)")
-    try:
-        runpy.run_path(path)["get_config"]()
-    except Exception as error:  # a config file is code: anything can go wrong in it
-        raise InputError(
-            f"{path}: not a usable config file ({type(error).__name__}: {error}); it must be "
-            "Python with a function get_config"
-        ) from error
-
-
-def _similar(error: flags.UnrecognizedFlagError, values: flags.FlagValues) -> str:
-    close = difflib.get_close_matches(error.flagname, list(values), 1)
-    return f"; did you mean --{close[0]}?" if close else "; see --help"
-
-
-def _unknown_key(argv: list[str], error: Exception) -> str:
-    """Names the override that hit a missing key, as the user wrote it."""
-    message = " ".join(str(error).strip("'\"").split())
-    for argument in argv[1:]:
-        key = argument.lstrip("-").partition("=")[0]
-        if key.startswith("config.") and key.rpartition(".")[2] in message:
-            return f"unknown config key --{key}; the config file lists the keys there are"
-    return f"unknown config key: {message}"
 
 
 def main() -> None:
