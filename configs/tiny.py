@@ -24,11 +24,15 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.path = ""  # folder of shards, --config.data.path=…
+    config.data.mixture = ()  # instead: (("folder", weight, "unposed" or "posed"), …)
     config.data.image_size = 64  # pixels, square
+    config.data.aspects = ()  # instead: ((height, width), …), one of them per step
     config.data.views = 4  # references and targets
     config.data.references = (1, 2)  # numbers to draw from
     config.data.stride = (1, 4)  # frames between neighbouring views
     config.data.hole_range = (0.1, 0.9)  # share of missing pixels on targets
+    config.data.depth_noise = 0.0  # deviation of log depth that posed clips are warped through
+    config.data.latents = False  # True: read clean latents of tools.encode_latents
     config.data.held_out = 4  # source videos kept for evaluation
     config.data.threads = 2  # decoding threads
     config.data.workers = 0  # decoding processes instead, if > 0

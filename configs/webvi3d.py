@@ -26,11 +26,15 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.path = ""  # folder of shards, --config.data.path=…
+    config.data.mixture = ()  # instead: (("folder", weight, "unposed" or "posed"), …)
     config.data.image_size = 512  # pixels, square [paper]
+    config.data.aspects = ()  # instead: ((height, width), …), one of them per step
     config.data.views = 5  # references and targets [paper]
     config.data.references = (1,)  # [paper]
     config.data.stride = (1, 12)  # frames between neighbouring views [ours]
     config.data.hole_range = (0.1, 0.9)  # share of missing pixels on targets [ours]
+    config.data.depth_noise = 0.0  # deviation of log depth that posed clips are warped through
+    config.data.latents = False  # True: read clean latents of tools.encode_latents
     config.data.held_out = 8  # source videos kept for evaluation [ours]
     config.data.threads = 16  # decoding threads
     config.data.workers = 8  # decoding processes

@@ -57,6 +57,39 @@ def moving_crop_clip(photo: str, frames: int = 12, height: int = 72, width: int 
     )
 
 
+def posed_wall_clip(name: str, shift: float, frames: int = 6, height: int = 48, width: int = 64):
+    """A clip with exact depth and poses: a camera slides along a wall with a post before it.
+
+    `shift` is the step between frames in metres; the wall is 4 m away, the post 2 m.
+    """
+    import numpy as np
+
+    from see3d_jax.data import records
+
+    focal = 0.9 * width
+    intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)
+    x, y = np.meshgrid(
+        (np.arange(width) + 0.5 - width / 2) / focal, (np.arange(height) + 0.5 - height / 2) / focal
+    )
+    images, depths, poses = [], [], []
+    for frame in range(frames):
+        eye = shift * frame
+        depth = np.where(np.abs(2 * x + eye - 0.4) < 0.25, 2.0, 4.0)
+        across, along = depth * x + eye, depth * y
+        colour = np.stack([np.sin(5 * across), np.sin(4 * along), np.sin(3 * across + along)], -1)
+        images.append(records.encode_jpeg(np.round(127.5 + 100 * colour).astype(np.uint8), 98))
+        depths.append(records.encode_depth(depth, 1e-3))
+        pose = np.eye(4, dtype=np.float32)
+        pose[0, 3] = -eye
+        poses.append(pose)
+    return records.ClipRecord(
+        clip_id=f"{name}-0", source=name, fps=12.0,
+        timestamps=np.arange(frames, dtype=np.float32) / 12.0,
+        images=images, height=height, width=width, depth=depths, depth_unit=1e-3,
+        intrinsics=np.tile(intrinsics, (frames, 1, 1)), world_to_camera=np.stack(poses),
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards with six small clips of six sources: enough to train on and to hold some out."""

@@ -1,240 +1,195 @@
 """Clip shards in, training batches out: deterministic, resumable, and not stopped by one bad clip.
 
-    ArrayRecord shards → shuffle, repeat → one example per clip → threads or workers → batches
+    ArrayRecord shards → mixture → a batch of examples per step → threads or workers → batches
 
-An example is V frames of one clip in shuffled order, the first S of them references (S drawn per
-example), the rest targets behind random masks (paper Sec. 3.2). Every random choice comes from
-(seed, position in the stream), and an iterator's position is a small JSON value, so that a resumed
-run sees the very same batches. A clip that cannot be used is skipped, counted and named on stderr.
+The stream is one long list of rows. Row i of step n is a pure function of (seed, n · batch size +
+i), whatever the number of threads, worker processes or data groups: its folder, its clip, frames,
+masks and warps. A clip that cannot be used is replaced by another draw, never dropped, so rows
+never shift; it is counted and named on stderr. All rows of a step share the size of their views.
+Which arrays a batch holds is told in `data.examples`, here with a leading axis [B].
 
-    image         [B, V, h, w, 3] float32 in [−1, 1]
-    mask          [B, V, h, w, 1] float32, 1 = known; all ones on references
-    is_reference  [B, V] bool, references first
-    frame         [B, V] int32, frame number within the clip (views close in time look alike)
+The position of an iterator is the number of the next step: a small JSON value that any number of
+workers or groups can continue from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
-import threading
 from collections.abc import Iterator
+from typing import Any
 
+import cv2
 import grain
 import numpy as np
-from absl import logging
-from tqdm import tqdm
+from absl import flags
 
-from see3d_jax.data import records
-from see3d_jax.data.masks import random_mask
-from see3d_jax.data.transforms import choose_frames, decode_square, to_model_range
+from see3d_jax.data.examples import Arrays, ExampleSpec, Preprocess, empty_batch, fill_example
+from see3d_jax.data.held_out import NOTHING, HeldOut
+from see3d_jax.data.mixture import Mixture, Skip, SkippedClips
 from see3d_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
+_STEPS = 2**48  # more than any run takes
+_SKIPS = "skips"  # travels with a batch from the worker that made it, see `BatchIterator`
 
 
 @dataclasses.dataclass(frozen=True)
-class ExampleSpec:
-    """What one training example looks like.
+class BatchMaker:
+    """Makes the batch of a step, or one data group's rows of it. Travels to worker processes.
 
     Attributes:
-      image_size: side of the square views, pixels.
-      views: V, references and targets together.
-      references: numbers of reference views to draw from, evenly.
-      stride: smallest and widest step between neighbouring frames drawn from a clip.
-      hole_range: smallest and largest share of missing pixels on targets.
+      mixture: where clips come from.
+      spec: what examples look like.
+      batch_size: rows of the global batch, B.
+      seed: of the run.
+      held_out: sources that are kept for evaluation.
+      group: (g, G): makes rows g·B/G … (g + 1)·B/G − 1.
+      preprocess: makes `clip_pixels`, if wanted.
     """
 
-    image_size: int
-    views: int
-    references: tuple[int, ...]
-    stride: tuple[int, int]
-    hole_range: tuple[float, float]
+    mixture: Mixture
+    spec: ExampleSpec
+    batch_size: int
+    seed: int
+    held_out: HeldOut = NOTHING
+    group: tuple[int, int] = (0, 1)
+    preprocess: Preprocess | None = None
 
-    def __post_init__(self) -> None:
-        if not self.references or not all(1 <= s < self.views for s in self.references):
-            raise InputError(
-                f"config.data.references: {self.references} must lie between 1 and views − 1 "
-                f"= {self.views - 1}"
-            )
-        if not 1 <= self.stride[0] <= self.stride[1]:
-            raise InputError(f"config.data.stride: want 1 ≤ low ≤ high, got {self.stride}")
-        if not 0.0 < self.hole_range[0] <= self.hole_range[1] < 1.0:
-            raise InputError(
-                f"config.data.hole_range: want 0 < low ≤ high < 1, got {self.hole_range}"
-            )
+    def __call__(self, step: int) -> dict[str, Any]:
+        """The batch, and under "skips" the clips that had to be replaced."""
+        size = self.spec.sizes[0]
+        if len(self.spec.sizes) > 1:
+            draw = np.random.default_rng((self.seed, step, 1)).integers(len(self.spec.sizes))
+            size = self.spec.sizes[draw]
+        rows = self.batch_size // self.group[1]
+        first = step * self.batch_size + self.group[0] * rows
+        batch = empty_batch(self.spec, rows, size, self.mixture.warped)
+        skips: list[Skip] = []
+        pixels = []
+        for number in range(rows):
+            row = {key: value[number] for key, value in batch.items()}
+            skips += self._fill(row, first + number)
+            pixels.append(row.get("clip_pixels"))
+        if self.preprocess is not None:
+            batch["clip_pixels"] = np.stack(pixels)
+        return batch | {_SKIPS: tuple(skips)}
+
+    def _fill(self, row: Arrays, position: int) -> list[Skip]:
+        """Writes the row at `position` of the stream; returns the clips that could not be used."""
+        rng = np.random.default_rng((self.seed, position))
+        folder, indices = self.mixture.candidates(position, rng)
+        skips: list[Skip] = []
+        for index in indices:
+            record = None
+            try:
+                record = folder[index]
+                if record.source in self.held_out:
+                    continue
+                fill_example(row, record, rng, self.spec, folder.kind, self.preprocess)
+                return skips
+            except Exception as error:  # one bad clip among millions must not end a run
+                skips.append(folder.skip(index, record, error))
+        reasons = sorted({skip.reason for skip in skips}) or ["all are held out for evaluation"]
+        raise InputError(
+            f"config.data: {folder.path}: tried {len(skips)} clips for one example and none can be "
+            f"used with config.data.views={self.spec.views} ({'; '.join(reasons[:3])}); take bad "
+            "clips out of the data, or ask for fewer views"
+        )
 
 
-class SkippedClips:
-    """Counts and names clips that could not be used. Shared by the reading threads of a process."""
+class BatchIterator(Iterator[Batch]):
+    """An endless iterator of batches that can be placed at any step; close it when done.
 
-    def __init__(self) -> None:
-        self.reasons: dict[str, str] = {}
-        self._lock = threading.Lock()
+    Clips that had to be replaced come with the batch they are missing from, also from worker
+    processes, so `skipped` holds those of the batches handed out so far and no others.
+    """
 
-    def add(self, name: str, reason: str) -> None:
-        """Remembers the clip; the first time it is also named on stderr."""
-        with self._lock:
-            known = name in self.reasons
-            self.reasons[name] = reason
-        if not known:
-            logging.warning("skipped %s: %s", name, reason)
-
-    def __len__(self) -> int:
-        return len(self.reasons)
-
-    def __getstate__(self) -> dict[str, dict[str, str]]:  # locks do not travel to workers
-        return {"reasons": self.reasons}
-
-    def __setstate__(self, state: dict[str, dict[str, str]]) -> None:
-        self.reasons, self._lock = state["reasons"], threading.Lock()
-
-
-class ClipSource:
-    """Random access to the records of a shard folder; unreadable ones come back as None."""
-
-    def __init__(self, folder: str | os.PathLike[str], skipped: SkippedClips) -> None:
-        self.folder = os.fspath(folder)
+    def __init__(
+        self, maker: BatchMaker, threads: int, workers: int, skipped: SkippedClips
+    ) -> None:
         self.skipped = skipped
-        paths = [str(path) for path in records.shard_paths(folder)]
-        try:
-            self._source = grain.sources.ArrayRecordDataSource(paths)
-        except Exception:  # the reader raises bare RuntimeErrors that name no file
-            raise _broken_shard(paths) from None
-        if len(self) == 0:
-            raise InputError(f"{folder}: its shards hold no clips; curate again")
+        self._maker, self._threads, self._workers = maker, threads, workers
+        self._next_step, self._source = 0, None
 
-    def __len__(self) -> int:
-        return len(self._source)
+    def __next__(self) -> Batch:
+        if self._source is None:
+            self._source = iter(self._dataset())
+        batch = next(self._source)
+        for skip in batch.pop(_SKIPS):
+            self.skipped.add(skip)
+        self._next_step += 1
+        return batch
 
-    def __getitem__(self, index: int) -> records.ClipRecord | None:
-        name = f"{self.folder} record {index}"
-        try:
-            return records.decode(self._source[index], name)
-        except Exception as error:  # bad checksum, foreign bytes, unknown version
-            self.skipped.add(name, str(error).removeprefix(f"{name}: ") or type(error).__name__)
-            return None
+    def get_state(self) -> dict[str, int]:
+        """Where the stream stands, as plain JSON."""
+        return {"next_step": self._next_step}
 
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues from a state of `get_state`."""
+        self.close()
+        self._next_step = state["next_step"]
 
-def _broken_shard(paths: list[str]) -> InputError:
-    for path in paths:
-        try:
-            grain.sources.ArrayRecordDataSource([path])
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            return InputError(
-                f"{path}: not a readable ArrayRecord shard ({reason}); remove it or curate again"
+    def close(self) -> None:
+        """Ends threads and worker processes; the iterator can still be used afterwards."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    def _dataset(self) -> grain.IterDataset:
+        steps = grain.MapDataset.range(self._next_step, _STEPS).map(self._maker)
+        threads = 1 if self._workers else self._threads
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+        dataset = steps.to_iter_dataset(options)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own; defaults will do
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
+                worker_init_fn=_one_thread,
             )
-    return InputError(f"{paths[0]}: these shards cannot be read together; curate again")
-
-
-def make_example(
-    record: records.ClipRecord, rng: np.random.Generator, spec: ExampleSpec
-) -> dict[str, np.ndarray]:
-    """One clip → one example (arrays as in the module docstring, without the batch axis).
-
-    Raises ValueError when the clip is too short, OSError when a drawn frame does not decode.
-    """
-    frames = choose_frames(rng, len(record.images), spec.views, spec.stride)
-    num_references = int(rng.choice(spec.references))
-    images = [decode_square(record.images[frame], spec.image_size) for frame in frames]
-    masks = [
-        random_mask(rng, spec.image_size, spec.image_size, spec.hole_range)
-        if view >= num_references
-        else np.ones((spec.image_size, spec.image_size, 1), np.float32)
-        for view in range(spec.views)
-    ]
-    return {
-        "image": to_model_range(np.stack(images)),
-        "mask": np.stack(masks),
-        "is_reference": np.arange(spec.views) < num_references,
-        "frame": frames.astype(np.int32),
-    }
+        return dataset
 
 
 def training_batches(
-    source: ClipSource,
+    mixture: Mixture,
     spec: ExampleSpec,
     batch_size: int,
     seed: int,
-    held_out: frozenset[str] = frozenset(),
+    held_out: HeldOut = NOTHING,
+    *,
     threads: int = 2,
     workers: int = 0,
-) -> grain.IterDataset:
-    """An endless dataset of batches without the clips whose source is in `held_out`.
+    group: tuple[int, int] = (0, 1),
+    preprocess: Preprocess | None = None,
+    skipped: SkippedClips | None = None,
+) -> BatchIterator:
+    """An endless iterator of batches without the clips whose source is in `held_out`.
 
-    `iter()` of it gives an iterator with `get_state` and `set_state`. `workers` > 0 uses that many
-    processes instead of threads; batches are then the same at any number of threads, and differ
-    between numbers of workers.
+    Args:
+      mixture: the data.
+      spec: what examples look like.
+      batch_size: B, of the global batch.
+      seed: of the run.
+      held_out: sources left out.
+      threads: that read and decode, each a batch at a time.
+      workers: if > 0, processes to use instead of threads.
+      group: (g, G): which of G equal parts of the global batch this process wants.
+      preprocess: makes `clip_pixels` of the first reference; must be picklable for workers.
+      skipped: where clips that cannot be used are counted.
+
+    Raises InputError when the batch does not divide among the groups; `next` raises it when
+    MAX_TRIES clips in a row cannot be used.
     """
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    stream = stream.random_map(
-        functools.partial(_example_or_none, spec=spec, held_out=held_out, skipped=source.skipped)
-    )
-    # Elements that are None fall out here; the position counts them, so resuming stays exact.
-    dataset = stream.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    ).batch(batch_size)
-    if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return dataset
-
-
-def _example_or_none(
-    record: records.ClipRecord | None,
-    rng: np.random.Generator,
-    spec: ExampleSpec,
-    held_out: frozenset[str],
-    skipped: SkippedClips,
-) -> dict[str, np.ndarray] | None:
-    if record is None or record.source in held_out:
-        return None
-    try:
-        return make_example(record, rng, spec)
-    except Exception as error:  # one bad clip among millions must not end a run
-        skipped.add(f"clip {record.clip_id} of {record.source}", str(error))
-        return None
-
-
-def held_out_batch(
-    source: ClipSource, spec: ExampleSpec, clips: int, seed: int
-) -> tuple[Batch, frozenset[str]]:
-    """A fixed batch from up to `clips` clips of different sources, and those sources' names.
-
-    Clips are taken at even distances through the shards. Whole source videos are held out, not
-    clips, because clips of one video show the same scene. At least one usable clip is always left
-    to train on: with a single source video the set of names is empty and the batch comes from
-    training clips. Raises InputError when no clip is usable.
-    """
-    usable: dict[str, dict[str, np.ndarray]] = {}  # source → its example
-    order = _even_order(len(source))
-    for index in tqdm(order, "held-out clips", len(source), leave=False, delay=5):
-        record = source[index]
-        if record is None or record.source in usable:
-            continue
-        rng = np.random.default_rng((seed, index))
-        example = _example_or_none(record, rng, spec, frozenset(), source.skipped)
-        if example is not None:
-            usable[record.source] = example
-        if len(usable) > clips:  # one more source than is held out: it stays for training
-            break
-    if not usable:
-        reason = next(iter(source.skipped.reasons.values()), "no reason given")
+    if not 0 <= group[0] < group[1] or batch_size % group[1]:
         raise InputError(
-            f"{source.folder}: none of its {len(source)} clips can be used with "
-            f"config.data.views={spec.views}, e.g. {reason}; use fewer views or longer clips"
+            f"config.batch_size: {batch_size} rows do not divide among {group[1]} data groups; "
+            "choose a multiple"
         )
-    names = list(usable)[:clips] if len(usable) > clips else list(usable)[:-1]
-    chosen = [usable[name] for name in names] or list(usable.values())
-    batch = {key: np.stack([example[key] for example in chosen]) for key in chosen[0]}
-    return batch, frozenset(names)
+    _one_thread()
+    maker = BatchMaker(mixture, spec, batch_size, seed, held_out, group, preprocess)
+    return BatchIterator(maker, threads, workers, SkippedClips() if skipped is None else skipped)
 
 
-def _even_order(length: int) -> Iterator[int]:
-    """0 … length − 1 so that any first few are spread over the whole (bit-reversed counting)."""
-    bits = max(1, (length - 1).bit_length())
-    for number in range(1 << bits):
-        index = int(f"{number:0{bits}b}"[::-1], 2)
-        if index < length:
-            yield index
+def _one_thread(*_: int) -> None:
+    """Keeps OpenCV from starting threads of its own: batches are what runs in parallel."""
+    cv2.setNumThreads(1)

@@ -1,15 +1,29 @@
 """From the frames of one clip to the views of one training example (NumPy, inside the input job).
 
 Pose-free training needs no camera at all: it needs some frames of one static scene, in any order
-(the paper shuffles them; views are an unordered set). Images come out float32 in [−1, 1].
+(the paper shuffles them; views are an unordered set). Frames are cut around their centre to the
+shape of the views and scaled to their size; `Crop` says which pixels those are, so that cameras and
+depth can follow. Images come out float32 in [−1, 1].
 """
 
 from __future__ import annotations
 
-import io
+import dataclasses
 
+import cv2
 import numpy as np
-from PIL import Image
+
+Size = tuple[int, int]  # height, width in pixels
+
+_TO_MODEL_RANGE = np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1.0)
+_END_OF_JPEG = b"\xff\xd9"
+# OpenCV's flag for "RGB, decoded at 1/r of the size" is not among its names for every r.
+_DECODE = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 
 
 def choose_frames(
@@ -32,24 +46,79 @@ def choose_frames(
     return rng.permutation(start + stride * np.arange(num_views))
 
 
-def decode_square(jpeg: bytes, size: int) -> np.ndarray:
-    """Image bytes → centre square, resized to uint8 [size, size, 3].
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """The part of a frame that a view shows, in pixels of the frame.
 
-    JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the cost; the decoder picks
-    the smallest that is still at least twice as large as wanted, and the antialiased resize does
-    the rest.
+    Attributes:
+      top, left, height, width: multiples of `reduction`.
+      reduction: 1, 2, 4 or 8; JPEGs can be decoded at 1/reduction of their size for less work.
+      frame: height and width of the whole frame.
+      size: height and width of the view it is scaled to.
     """
-    with Image.open(io.BytesIO(jpeg)) as opened:
-        opened.draft("RGB", (2 * size, 2 * size))
-        image = opened.convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    image = image.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
-    return np.asarray(image)
+
+    top: int
+    left: int
+    height: int
+    width: int
+    reduction: int
+    frame: Size
+    size: Size
+
+    def image(self, jpeg: bytes) -> np.ndarray:
+        """JPEG bytes of the frame → view, uint8 [*size, 3].
+
+        Raises ValueError when they are no whole image of the frame's size.
+        """
+        # OpenCV fills what is missing of a file that was cut off with grey, and says nothing.
+        if _END_OF_JPEG not in jpeg[-64:]:
+            raise ValueError("a frame is no whole JPEG file")
+        flags = _DECODE[self.reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+        expected = tuple(-(-side // self.reduction) for side in self.frame)
+        if image is None or image.shape[:2] != expected:
+            found = "nothing" if image is None else f"{image.shape[:2]} pixels"
+            raise ValueError(f"a frame of {self.frame} pixels was expected and {found} decoded")
+        return self._scaled(image, self.reduction, smooth=True)
+
+    def depth(self, depth: np.ndarray) -> np.ndarray:
+        """Planar depth of the frame [H, W] → depth of the view [*size], nearest pixels."""
+        if depth.shape != self.frame:
+            raise ValueError(f"depth: expected {self.frame} pixels, got {depth.shape}")
+        return self._scaled(depth, 1, smooth=False)
+
+    def intrinsics(self, matrix: np.ndarray) -> np.ndarray:
+        """[..., 3, 3] of the frame → of the view, pixel centres at +0.5."""
+        scale = np.array([self.size[1] / self.width, self.size[0] / self.height, 1.0])
+        moved = np.array(matrix, np.float64)
+        moved[..., :2, 2] -= (self.left, self.top)
+        return (moved * scale[:, None]).astype(np.float32)
+
+    def _scaled(self, pixels: np.ndarray, reduction: int, smooth: bool) -> np.ndarray:
+        top, left = self.top // reduction, self.left // reduction
+        height, width = self.height // reduction, self.width // reduction
+        pixels = pixels[top : top + height, left : left + width]
+        if (height, width) == self.size:
+            return pixels
+        shrinks = height >= self.size[0] and width >= self.size[1]
+        smoothly = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        method = smoothly if smooth else cv2.INTER_NEAREST_EXACT
+        return cv2.resize(pixels, self.size[::-1], interpolation=method)
 
 
-def to_model_range(image: np.ndarray) -> np.ndarray:
-    """uint8 [0, 255] → float32 [−1, 1]."""
-    return image.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+def centre_crop(frame: Size, size: Size) -> Crop:
+    """The largest centred part of a frame that has the shape of a view of `size`."""
+    height, width = frame
+    ratio = size[1] / size[0]
+    kept = (height, max(1, round(height * ratio)))
+    if kept[1] > width:
+        kept = (max(1, min(height, round(width / ratio))), width)
+    reduction = next((r for r in (8, 4, 2) if kept[0] >= r * size[0] and kept[1] >= r * size[1]), 1)
+    kept = tuple(side // reduction * reduction for side in kept)
+    top, left = ((whole - part) // 2 // reduction * reduction for whole, part in zip(frame, kept))
+    return Crop(top, left, *kept, reduction, frame, size)
+
+
+def to_model_range(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [0, 255] → float32 [−1, 1], into `out` if given."""
+    return cv2.LUT(image, _TO_MODEL_RANGE, dst=out)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -151,6 +152,17 @@ def build_codec(spec: Mapping[str, Any], params: Params | None = None) -> Codec:
     if params is None:
         raise ValueError("codec.kind 'vae' needs the weights of the autoencoder")
     return VaeCodec(params, VaeConfig(**fields))
+
+
+def fingerprint(codec: Codec) -> str:
+    """Names a codec with its weights: latents can be exchanged between equal fingerprints only."""
+    if isinstance(codec, DctCodec):
+        return f"dct factor={codec.factor} channels={codec.channels}"
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(codec.params)[0]:
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
+    return f"vae scaling={codec.config.scaling_factor} sha256={digest.hexdigest()[:16]}"
 
 
 def _latent_size(images: jax.Array, factor: int) -> tuple[int, int]:

@@ -44,6 +44,7 @@ FREE_KEYS = (
     "sample_every",
     "data.path",
     "data.threads",
+    "data.workers",
     "evaluation",
     "max_skipped_in_row",
     "wandb_project",

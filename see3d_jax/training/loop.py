@@ -20,7 +20,9 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from see3d_jax.data import pipeline
+from see3d_jax.data.held_out import held_out_batch
+from see3d_jax.data.mixture import Mixture, SkippedClips
+from see3d_jax.data.pipeline import training_batches
 from see3d_jax.errors import WorkError
 from see3d_jax.files import write_text
 from see3d_jax.media import write_image
@@ -44,20 +46,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     # Everything that can be refused is looked at first.
     settings.check_counts(config)
     checkpoint.check_workdir(workdir, config)
-    spec, example = settings.train_spec(config), settings.example_spec(config)
+    spec = settings.train_spec(config)
     schedule, sampler = settings.noise_schedule(config), settings.sampler_config(config)
     mesh = make_mesh(config)
     frozen = Frozen(settings.codec(config, spec.unet))
-    skipped = pipeline.SkippedClips()
-    source = pipeline.ClipSource(config.data.path, skipped)
-    eval_batch, held_out = pipeline.held_out_batch(
-        source, example, config.data.held_out, config.seed
+    example = settings.example_spec(config, frozen.codec)
+    skipped, clips = SkippedClips(), Mixture(settings.data_sources(config), config.seed)
+    eval_batch, held_out = held_out_batch(
+        clips, example, config.data.held_out, config.seed, skipped
     )
-    batches = iter(
-        pipeline.training_batches(
-            source, example, config.batch_size, config.seed, held_out,
-            config.data.threads, config.data.workers,
-        )
+    batches = training_batches(
+        clips, example, config.batch_size, config.seed, held_out,
+        threads=config.data.threads, workers=config.data.workers, skipped=skipped,
     )  # fmt: skip
 
     run_key = jax.random.key(config.seed)
@@ -68,6 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     if lead:
         checkpoint.write_config(workdir, config)
     with contextlib.ExitStack() as stack:
+        stack.callback(batches.close)
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(workdir, config.keep_checkpoints, config.keep_every)
         )
@@ -85,8 +86,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             write_text(workdir / "parameters.txt", overview + "\n")
         console.say(
-            f"{parameter_count(state.params):,} parameters, {len(source)} clips, "
-            f"{len(held_out)} source video(s) held out, "
+            f"{parameter_count(state.params):,} parameters, {len(clips)} clips, "
+            f"{len(held_out.names)} source video(s) held out, "
             + (f"continuing from step {step}" if step else f"new run in {workdir}")
         )
         if step >= config.num_steps:

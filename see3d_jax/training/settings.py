@@ -13,12 +13,13 @@ from typing import Any
 
 import ml_collections
 
-from see3d_jax.data.pipeline import ExampleSpec
+from see3d_jax.data.examples import ExampleSpec, LatentSpec
+from see3d_jax.data.mixture import DataSource
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
 from see3d_jax.errors import InputError
-from see3d_jax.models.codec import Codec, build_codec
+from see3d_jax.models.codec import Codec, build_codec, fingerprint
 from see3d_jax.models.unet import UNetConfig
 
 
@@ -110,10 +111,45 @@ def _condition_form(config: ml_collections.ConfigDict) -> str:
         raise InputError(f"{section}.{error}") from None
 
 
-def example_spec(config: ml_collections.ConfigDict) -> ExampleSpec:
-    """What one training example looks like."""
-    names = ("image_size", "views", "references", "stride", "hole_range")
-    return _build("data", ExampleSpec, {name: config.data[name] for name in names})
+def example_spec(config: ml_collections.ConfigDict, codec: Codec | None = None) -> ExampleSpec:
+    """What one training example looks like; `codec` says which precomputed latents are meant."""
+    names = ("views", "references", "stride", "hole_range", "depth_noise")
+    values = {name: config.data[name] for name in names} | {"sizes": view_sizes(config)}
+    if config.data.latents and codec is not None:
+        values["latents"] = LatentSpec(fingerprint(codec), codec.factor, codec.channels)
+    return _build("data", ExampleSpec, values)
+
+
+def view_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], ...]:
+    """Heights and widths that views can have, pixels."""
+    sizes = config.data.aspects or ((config.data.image_size,) * 2,)
+    return tuple(tuple(size) for size in sizes)
+
+
+def data_sources(config: ml_collections.ConfigDict) -> tuple[DataSource, ...]:
+    """The folders of clips, each with its weight and with what its targets are conditioned on."""
+    kinds = {"posed": "posed", "superres": "superres"}
+    kind = kinds.get(config.condition, "unposed")
+    if not config.data.mixture:
+        return (DataSource(config.data.path, kind=kind),)
+    if config.data.path:
+        raise InputError("config.data: give either path or mixture, not both")
+    try:
+        sources = tuple(DataSource(*entry) for entry in config.data.mixture)
+    except TypeError:
+        raise InputError(
+            'config.data.mixture: want (("folder", weight, "unposed" or "posed"), …), got '
+            f"{config.data.mixture}"
+        ) from None
+    if kind == "superres":
+        return tuple(dataclasses.replace(source, kind=kind) for source in sources)
+    unposed = [source.path for source in sources if source.kind != "posed"]
+    if kind == "posed" and unposed:
+        raise InputError(
+            f"config.condition is 'posed', but {unposed[0]!r} in config.data.mixture is not: warps "
+            "need depth and poses; use condition 'unposed_t', or posed folders only"
+        )
+    return sources
 
 
 def noise_schedule(config: ml_collections.ConfigDict) -> Schedule:
@@ -151,11 +187,13 @@ def codec(config: ml_collections.ConfigDict, unet: UNetConfig) -> Codec:
             f"codec of {made.channels} channels, got {unet.in_channels} and {unet.out_channels}"
         )
     multiple = made.factor * unet.stride
-    if config.data.image_size % multiple:
-        raise InputError(
-            f"config.data.image_size: {config.data.image_size} is not a multiple of {multiple} "
-            "(codec factor × UNet stride)"
-        )
+    key = "aspects" if config.data.aspects else "image_size"
+    for side in (side for size in view_sizes(config) for side in size):
+        if side % multiple:
+            raise InputError(
+                f"config.data.{key}: {side} is not a multiple of {multiple} (codec factor × UNet "
+                "stride)"
+            )
     return made
 
 
@@ -170,7 +208,7 @@ def check_counts(config: ml_collections.ConfigDict) -> None:
     for key in ("sample_every", "keep_every", "seed"):
         if config[key] < 0:
             raise InputError(f"config.{key}: must not be negative, got {config[key]}")
-    if not config.data.path:
+    if not (config.data.path or config.data.mixture):
         raise InputError("config.data.path is empty: give a folder of shards, --config.data.path=…")
     for key in ("held_out", "threads"):
         if config.data[key] < 1:
