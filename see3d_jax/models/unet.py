@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,27 @@ from see3d_jax.models.layers import (
     timestep_embedding,
     upsample_nearest,
 )
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """How the network runs where each device holds only a part of the views and of the weights.
+
+    For code inside `jax.shard_map`; by default everything is whole.
+
+    Attributes:
+      gather: (path of a block, its parameters as they are held) → its parameters. Called before a
+        block is used, and again when it is recomputed, so that few blocks are whole at once.
+      view_axis: mesh axis over which the views of a sample are spread; None: they are all here.
+    """
+
+    gather: Callable[[tuple[str, ...], Params], Params] | None = None
+    view_axis: str | None = None
+
+
+WHOLE = Parts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +147,20 @@ class Attention(nnx.Module):
         self.head_dim = config.head_dim
         self.backend = config.attention_backend
 
-    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        """x [N, tokens, width], context [N, tokens', context width] → [N, tokens, width]."""
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, view_axis: str | None = None
+    ) -> jax.Array:
+        """x [N, tokens, width], context [N, tokens', context width] → [N, tokens, width].
+
+        With a `view_axis`, x attends to the tokens of all devices along that mesh axis.
+        """
         context = x if context is None else context
         q, k, v = (
             y.reshape(*y.shape[:2], -1, self.head_dim)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
+        if view_axis is not None:
+            k, v = (jax.lax.all_gather(y, view_axis, axis=1, tiled=True) for y in (k, v))
         return self.to_out["0"](attention(q, k, v, backend=self.backend).reshape(x.shape))
 
 
@@ -168,11 +197,13 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(width, config)
         self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
 
-    def __call__(self, x: jax.Array, context: jax.Array, views: int) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array, views: int, view_axis: str | None = None
+    ) -> jax.Array:
         """x [B·V, h·w, width], context [B·V, L, context_dim] → like x."""
         rows, tokens, width = x.shape
         joint = self.norm1(x).reshape(rows // views, views * tokens, width)
-        x = x + self.attn1(joint).reshape(x.shape)
+        x = x + self.attn1(joint, view_axis=view_axis).reshape(x.shape)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -187,11 +218,13 @@ class SpatialTransformer(nnx.Module):
         self.transformer_blocks = numbered({0: TransformerBlock(width, config)})
         self.proj_out = Linear(width, width, zero=True, dtype=dtype)
 
-    def __call__(self, x: jax.Array, context: jax.Array, views: int) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array, views: int, view_axis: str | None = None
+    ) -> jax.Array:
         """x [B·V, h, w, width], context [B·V, L, context_dim] → like x."""
         n, h, w, c = x.shape
         tokens = self.proj_in(self.norm(x).reshape(n, h * w, c))
-        tokens = self.transformer_blocks["0"](tokens, context, views)
+        tokens = self.transformer_blocks["0"](tokens, context, views, view_axis)
         return x + self.proj_out(tokens).reshape(x.shape)
 
 
@@ -286,6 +319,7 @@ class MultiViewUNet(nnx.Module):
         t: jax.Array,
         context: jax.Array,
         camera: jax.Array | None = None,
+        parts: Parts = WHOLE,
     ) -> jax.Array:
         """Predicts the schedule's target (noise or v) for every view.
 
@@ -294,6 +328,7 @@ class MultiViewUNet(nnx.Module):
           t: [B, V] timesteps, may differ from view to view.
           context: [B, V, L, context_dim] tokens.
           camera: [B, V, camera_dim], exactly if the config has a `camera_dim`.
+          parts: what of views and weights is on this device.
 
         Returns:
           [B, V, h, w, out_channels] float32.
@@ -305,22 +340,26 @@ class MultiViewUNet(nnx.Module):
         dtype = jnp.dtype(config.dtype)
 
         embedding = self._mlp(
-            self.time_embed, timestep_embedding(t.reshape(rows), config.model_channels)
+            _whole(self.time_embed, ("time_embed",), parts),
+            timestep_embedding(t.reshape(rows), config.model_channels),
         )
         if camera is not None:
-            embedding = embedding + self._mlp(self.camera_embed, camera.reshape(rows, -1))
+            layers = _whole(self.camera_embed, ("camera_embed",), parts)
+            embedding = embedding + self._mlp(layers, camera.reshape(rows, -1))
         context = context.reshape(rows, *context.shape[2:]).astype(dtype)
-        run = _block_runner(config, embedding, context, views)
+        run = _block_runner(config, embedding, context, views, parts)
 
         h = x.reshape(rows, *x.shape[2:]).astype(dtype)
         skips = []
-        for index in range(len(self.input_blocks)):
-            h = run(self.input_blocks[str(index)], h)
+        for index in map(str, range(len(self.input_blocks))):
+            h = run(self.input_blocks[index], ("input_blocks", index), h)
             skips.append(h)
-        h = run(self.middle_block, h)
-        for index in range(len(self.output_blocks)):
-            h = run(self.output_blocks[str(index)], jnp.concatenate([h, skips.pop()], -1))
-        h = self.out["2"](jax.nn.silu(self.out["0"](h)))
+        h = run(self.middle_block, ("middle_block",), h)
+        for index in map(str, range(len(self.output_blocks))):
+            h = jnp.concatenate([h, skips.pop()], -1)
+            h = run(self.output_blocks[index], ("output_blocks", index), h)
+        out = _whole(self.out, ("out",), parts)
+        h = out["2"](jax.nn.silu(out["0"](h)))
         return h.astype(jnp.float32).reshape(*x.shape[:-1], config.out_channels)
 
     @staticmethod
@@ -328,18 +367,27 @@ class MultiViewUNet(nnx.Module):
         return layers["2"](jax.nn.silu(layers["0"](x)))
 
 
+def _whole(block: nnx.Dict, path: tuple[str, ...], parts: Parts) -> nnx.Dict:
+    """The block with the whole of its parameters."""
+    if parts.gather is None:
+        return block
+    graph, held = nnx.split(block)
+    return nnx.merge(graph, parts.gather(path, nnx.to_pure_dict(held)))
+
+
 def _block_runner(
-    config: UNetConfig, embedding: jax.Array, context: jax.Array, views: int
-) -> Callable[[nnx.Dict, jax.Array], jax.Array]:
+    config: UNetConfig, embedding: jax.Array, context: jax.Array, views: int, parts: Parts
+) -> Callable[[nnx.Dict, tuple[str, ...], jax.Array], jax.Array]:
     """A function that runs one numbered stage, each layer given what its kind needs."""
 
-    def run(stage: nnx.Dict, h: jax.Array) -> jax.Array:
+    def run(stage: nnx.Dict, path: tuple[str, ...], h: jax.Array) -> jax.Array:
+        stage = _whole(stage, path, parts)
         for index in range(len(stage)):
             layer = stage[str(index)]
             if isinstance(layer, ResBlock):
                 h = layer(h, embedding)
             elif isinstance(layer, SpatialTransformer):
-                h = layer(h, context, views)
+                h = layer(h, context, views, parts.view_axis)
             else:
                 h = layer(h)
         return h
@@ -348,7 +396,7 @@ def _block_runner(
         return run
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
     # The stage is closed over: its weights are traced values, which checkpoint treats as inputs.
-    return lambda stage, h: jax.checkpoint(lambda y: run(stage, y), policy=policy)(h)
+    return lambda stage, path, h: jax.checkpoint(lambda y: run(stage, path, y), policy=policy)(h)
 
 
 def _check_inputs(

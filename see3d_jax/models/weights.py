@@ -23,7 +23,7 @@ from flax import nnx
 from see3d_jax.errors import InputError
 from see3d_jax.models.clip_text import ClipText, ClipTextConfig
 from see3d_jax.models.clip_vision import ClipVision, ClipVisionConfig
-from see3d_jax.models.unet import MultiViewUNet, UNetConfig
+from see3d_jax.models.unet import WHOLE, MultiViewUNet, Parts, UNetConfig
 from see3d_jax.models.vae import AutoencoderKL, VaeConfig
 
 Params = dict[str, Any]
@@ -46,6 +46,7 @@ def apply_unet(
     t: jax.Array,
     context: jax.Array,
     camera: jax.Array | None = None,
+    parts: Parts = WHOLE,
 ) -> jax.Array:
     """Runs the UNet.
 
@@ -56,6 +57,7 @@ def apply_unet(
       t: [B, V] timesteps.
       context: [B, V, L, context_dim].
       camera: [B, V, camera_dim] if the config has one.
+      parts: what of views and weights is on this device (inside `jax.shard_map`).
 
     Returns:
       [B, V, h, w, out_channels] float32.
@@ -63,7 +65,7 @@ def apply_unet(
     Raises:
       ValueError: an input has the wrong shape (the message names it).
     """
-    return nnx.merge(_unet_graph(config), params)(x, t, context, camera)
+    return nnx.merge(_unet_graph(config), params)(x, t, context, camera, parts)
 
 
 def unet_params_from_torch(tensors: Mapping[str, np.ndarray], config: UNetConfig) -> Params:

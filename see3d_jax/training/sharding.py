@@ -1,15 +1,17 @@
-"""Where arrays live: a device mesh and ordered (path → placement) rules, outside the models.
+"""Where arrays live: a device mesh and (path → placement) rules, outside the models.
 
 Mesh axes: `data` (more samples), `fsdp` (more samples, and the weights are split), `view` (one
-sample's views are split), `tensor` (wide matrices are split). Batches [B, V, …] are placed on
-((data, fsdp), view). The same rules place parameters, their moving average and the Adam moments,
-because all three have the parameter's path at their end. Anything no rule matches, and anything
-small, is replicated, except that large arrays have their largest divisible axis split over `fsdp`.
+sample's views are split, and the weights too), `tensor` (wide matrices are split). Batches
+[B, V, …] are placed on ((data, fsdp), view). Every weight of some size has one dimension split over
+fsdp × view: no device holds a whole copy of the state. The same rules place parameters, their
+moving average and the Adam moments, because all of them have the parameter's path at their end.
+Vectors and small arrays are replicated.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,51 +24,55 @@ from jax.sharding import PartitionSpec as P
 from see3d_jax.errors import InputError
 
 AXES = ("data", "fsdp", "view", "tensor")
-BATCH = P(("data", "fsdp"), "view")
-# Weights are [in, out]: the first matrix of a pair is split by its output, the second by its input,
-# so that one sum over `tensor` per pair is all that has to be exchanged.
-RULES: tuple[tuple[str, P], ...] = (
-    (r"to_[qkv]/weight$", P("fsdp", "tensor")),
-    (r"to_out/0/weight$", P("tensor", "fsdp")),
-    (r"ff/net/0/proj/weight$", P("fsdp", "tensor")),
-    (r"ff/net/2/weight$", P("tensor", "fsdp")),
+ROW_AXES, VIEW_AXIS = ("data", "fsdp"), "view"
+WEIGHT_AXES = ("fsdp", "view")
+BATCH = P(ROW_AXES, VIEW_AXIS)
+# Keys of a batch without a views axis.
+PER_SAMPLE_KEYS = ("clip_pixels",)
+# Path → the dimension that `tensor` splits. Weights are [in, out]: the first matrix of a pair is
+# split by its output, the second by its input, so that one sum over `tensor` per pair is all that
+# has to be exchanged.
+TENSOR_RULES: tuple[tuple[str, int], ...] = (
+    (r"to_[qkv]/weight$", 1),
+    (r"to_out/0/weight$", 0),
+    (r"ff/net/0/proj/weight$", 1),
+    (r"ff/net/2/weight$", 0),
 )
-MIN_SPLIT_BYTES = 4 * 2**20
+MIN_SPLIT_BYTES = 2**16
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
-    """A mesh over all devices from `config.mesh`; one axis may be −1 for "all that are left".
+def make_mesh(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh from `config.mesh`; one axis may be −1 for "all that are left".
 
-    Raises InputError when the axes do not multiply to the number of devices.
+    `devices` may be those of a machine that is not there (`jax.experimental.topologies`); by
+    default all that are. Raises InputError when the axes do not multiply to their number, or the
+    batch or its views do not divide over them.
     """
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     sizes = [int(config.mesh[axis]) for axis in AXES]
     if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = max(1, devices // abs(int(np.prod(sizes))))
-    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+        sizes[sizes.index(-1)] = max(1, count // abs(int(np.prod(sizes))))
+    if min(sizes) < 1 or int(np.prod(sizes)) != count:
         asked = ", ".join(f"{axis}={config.mesh[axis]}" for axis in AXES)
         raise InputError(
-            f"config.mesh ({asked}) does not fit {devices} device(s): its axes must multiply to "
-            f"{devices}, and at most one may be -1"
+            f"config.mesh ({asked}) does not fit {count} device(s): its axes must multiply to "
+            f"{count}, and at most one may be -1"
         )
-    if config.batch_size % (sizes[0] * sizes[1]):
+    if config.batch_size % (sizes[0] * sizes[1] * config.accumulate):
         raise InputError(
-            f"config.batch_size={config.batch_size} is not a multiple of mesh data × fsdp = "
-            f"{sizes[0] * sizes[1]}"
+            f"config.batch_size={config.batch_size} is not a multiple of mesh data × fsdp × "
+            f"config.accumulate = {sizes[0] * sizes[1] * config.accumulate}"
         )
     if config.data.views % sizes[2]:
         raise InputError(
             f"config.data.views={config.data.views} is not a multiple of mesh view = {sizes[2]}"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def state_shardings(
-    state: Any,
-    mesh: Mesh,
-    rules: tuple[tuple[str, P], ...] = RULES,
-    min_split_bytes: int | None = None,
-) -> Any:
+def state_shardings(state: Any, mesh: Mesh, min_split_bytes: int | None = None) -> Any:
     """A NamedSharding for every leaf of `state` (arrays or abstract arrays).
 
     Leaves below `min_split_bytes` (default `MIN_SPLIT_BYTES`) are replicated.
@@ -75,33 +81,50 @@ def state_shardings(
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, _spec(name, leaf, mesh, rules, least))
+        return NamedSharding(mesh, _weight_spec(name, leaf, mesh, least))
 
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _spec(
-    name: str, leaf: Any, mesh: Mesh, rules: tuple[tuple[str, P], ...], min_split_bytes: int
-) -> P:
-    if leaf.size * leaf.dtype.itemsize < min_split_bytes:
+def _weight_spec(name: str, leaf: Any, mesh: Mesh, min_split_bytes: int) -> P:
+    if leaf.ndim < 2 or leaf.size * leaf.dtype.itemsize < min_split_bytes:
         return P()
-    for pattern, spec in rules:
-        if re.search(pattern, name):
-            if all(leaf.shape[i] % mesh.shape[axis] == 0 for i, axis in enumerate(spec) if axis):
-                return spec
-            logging.warning("%s %s does not divide over %s", name, leaf.shape, spec)
-            break
-    fsdp = mesh.shape["fsdp"]
-    divisible = [(size, i) for i, size in enumerate(leaf.shape) if size % fsdp == 0]
-    if fsdp == 1 or not divisible:
-        return P()
-    _, largest = max(divisible)
-    return P(*[None] * largest, "fsdp")
+    entries: list[Any] = [None] * leaf.ndim
+    tensor = mesh.shape["tensor"]
+    for pattern, dimension in TENSOR_RULES:
+        divides = tensor > 1 and leaf.shape[dimension] % tensor == 0
+        if divides and re.search(pattern, name):
+            entries[dimension] = "tensor"
+    parts = int(np.prod([mesh.shape[axis] for axis in WEIGHT_AXES]))
+    free = [i for i, entry in enumerate(entries) if entry is None and leaf.shape[i] % parts == 0]
+    if free:
+        entries[max(free, key=lambda i: _preference(leaf.shape, i, parts))] = WEIGHT_AXES
+    elif parts > 1:
+        logging.warning("%s %s does not divide by fsdp × view = %d", name, leaf.shape, parts)
+    return P(*entries)
+
+
+def _preference(shape: tuple[int, ...], dimension: int, parts: int) -> tuple[bool, int, int]:
+    """Larger for a dimension whose pieces fill the (16, 128) tiles of a TPU's memory.
+
+    Collectives over other pieces cannot scatter: they reduce everything everywhere. Then the one
+    further out, for the inner tile is the wider.
+    """
+    piece = shape[dimension] // parts
+    tile = 128 if dimension == len(shape) - 1 else 16
+    return piece % tile == 0, piece & -piece, -dimension
+
+
+def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Placement of every array of a batch."""
+    return {
+        key: NamedSharding(mesh, P(ROW_AXES) if key in PER_SAMPLE_KEYS else BATCH) for key in batch
+    }
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Host arrays [B, V, …] → device arrays placed on ((data, fsdp), view)."""
-    return put_whole(batch, jax.tree.map(lambda _: NamedSharding(mesh, BATCH), batch))
+    return put_whole(batch, batch_shardings(batch, mesh))
 
 
 def put_whole(tree: Any, shardings: Any) -> Any:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from see3d_jax.diffusion.loss import Denoise, diffusion_loss, draw_loss_noise
+from see3d_jax.diffusion.loss import Denoise
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.models.weights import apply_unet
-from see3d_jax.training.inputs import batch_context, encode_batch
+from see3d_jax.training.gradient import loss_and_gradient
 from see3d_jax.training.settings import OptimizerSpec, TrainSpec
 from see3d_jax.training.sharding import state_shardings
 from see3d_jax.training.state import Frozen, Params, TrainState
@@ -66,25 +66,10 @@ def train_step(
     Returns:
       The new state and the scalars {"loss", "grad_norm", "skipped", "skipped_in_row"}.
     """
-    x_0, condition, mask = encode_batch(frozen.codec, batch)
-    is_reference = batch["is_reference"]
-    context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
-    rows, views = is_reference.shape
-    noise = draw_loss_noise(
-        jax.random.fold_in(key, state.step), jnp.arange(rows), jnp.arange(views), x_0.shape[2:],
-        num_timesteps=schedule.num_timesteps,
-        drop_probability=spec.objective.drop_probability,
+    loss, grads = loss_and_gradient(
+        state.params, batch, frozen, schedule, jax.random.fold_in(key, state.step),
+        spec=spec, mesh=mesh,
     )  # fmt: skip
-
-    def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return diffusion_loss(
-            denoiser(spec, params), schedule, x_0, condition, mask, is_reference, context, noise,
-            weight_form=spec.objective.weight_form,
-            beta=spec.objective.beta,
-            min_snr_gamma=spec.objective.min_snr_gamma,
-        )  # fmt: skip
-
-    (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     new_state = _updated(state, loss, grads, spec)
     new_state = jax.lax.with_sharding_constraint(new_state, state_shardings(new_state, mesh))
     counts = {"skipped": new_state.skipped, "skipped_in_row": new_state.skipped_in_row}

@@ -8,78 +8,99 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from configs import tiny
 from see3d_jax.errors import InputError
+from see3d_jax.models.unet import UNetConfig
+from see3d_jax.models.weights import abstract_unet
+from see3d_jax.training import sharding
 from see3d_jax.training.sharding import make_mesh
 
 HERE = Path(__file__).parent
 
-# Runs with 8 pretended devices, in a process of its own because their number is fixed at start.
-SCRIPT = """
-import json, sys
-import jax, numpy as np
-sys.path[:0] = sys.argv[1:3]
-from jax.sharding import PartitionSpec as P
-from test_training import minuscule
-from see3d_jax.models.weights import init_unet
-from see3d_jax.training import settings, sharding, state, step
 
-def run(**mesh):
-    config = minuscule("unused", batch_size=8, **{f"mesh.{k}": v for k, v in mesh.items()})
-    spec = settings.train_spec(config)
-    made = sharding.make_mesh(config)
-    fresh = state.init_state(init_unet(spec.unet, 0), step.make_optimizer(spec.optimizer))
-    sharding.MIN_SPLIT_BYTES = 1024
-    placed = jax.device_put(fresh, sharding.state_shardings(fresh, made))
-    rng = np.random.default_rng(0)
-    losses = []
-    for _ in range(2):
-        batch = {
-            "image": rng.uniform(-1, 1, (8, 3, 16, 16, 3)).astype(np.float32),
-            "mask": (rng.random((8, 3, 16, 16, 1)) < 0.7).astype(np.float32),
-            "is_reference": np.tile([True, False, False], (8, 1)),
-            "frame": np.tile(np.arange(3), (8, 1)),
-        }
-        placed, metrics = step.train_step(
-            placed, sharding.put_batch(batch, made),
-            state.Frozen(settings.codec(config, spec.unet)),
-            settings.noise_schedule(config), jax.random.key(0), spec=spec, mesh=made,
-        )
-        losses.append(float(metrics["loss"]))
-    leaves = jax.tree.leaves(placed)
-    split = sum("fsdp" in str(x.sharding.spec) for x in leaves)
-    whole = leaves[0].sharding.num_devices
-    return losses, split, whole
-
-print(json.dumps([run(data=8), run(data=2, fsdp=4)]))
-"""
-
-
-@pytest.fixture(scope="module")
-def layouts():
+def run_layouts(*arguments):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE.parent))),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(HERE), str(HERE.parent)],
+        [sys.executable, HERE / "run_layouts.py", *arguments],
         capture_output=True, text=True, env=environment, cwd=HERE.parents[1], check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_splitting_weights_over_devices_gives_the_same_losses(layouts):
-    (data_losses, _, _), (fsdp_losses, _, _) = layouts
-    assert data_losses == pytest.approx(fsdp_losses, rel=1e-5)  # sums in another order
+@pytest.fixture(scope="module")
+def layouts():
+    return run_layouts("1,1,1,1", "8,1,1,1", "1,1,8,1", "2,2,2,1", "--plain")
 
 
-def test_the_new_state_stays_where_the_rules_put_it(layouts):
-    (_, split_without, devices), (_, split_with, _) = layouts
-    assert devices == 8 and split_without == 0
-    assert split_with > 20  # weights, averages and both moments
+def test_every_layout_gives_the_losses_of_one_device(layouts):
+    one_device = layouts["1,1,1,1"]["losses"]
+    assert len(one_device) == 20 and one_device[-1] != one_device[0]
+    for name in ("8,1,1,1", "1,1,8,1", "2,2,2,1"):
+        assert layouts[name]["losses"] == pytest.approx(one_device, rel=1e-5), name
+
+
+def test_every_layout_gives_the_gradient_of_the_formula(layouts):
+    for name, result in layouts.items():
+        assert result["gradient"] < 1e-5, name
+    assert layouts["2,2,2,1"]["plain"] < 1e-5  # and so does leaving the formula to XLA
+
+
+def test_weights_averages_and_moments_are_split_over_fsdp_and_view(layouts):
+    assert layouts["8,1,1,1"]["split"] == 0
+    assert layouts["1,1,8,1"]["split"] == layouts["2,2,2,1"]["split"] > 80
+
+
+@pytest.mark.slow
+def test_tensor_parallelism_changes_nothing_either():
+    found = run_layouts("1,1,1,1", "1,8,1,1", "1,2,2,2")
+    one_device = found["1,1,1,1"]["losses"]
+    for result in found.values():
+        assert result["losses"] == pytest.approx(one_device, rel=1e-5)
+        assert result["gradient"] < 1e-5
+    assert found["1,2,2,2"]["split"] > 80
+
+
+@pytest.mark.parametrize("parts", [{"fsdp": 8}, {"fsdp": 2, "view": 4}, {"data": 32, "fsdp": 8}])
+def test_no_device_holds_more_than_its_share_of_the_full_model(parts):
+    sizes = [parts.get(axis, 1) for axis in sharding.AXES]
+    mesh = AbstractMesh(tuple(sizes), sharding.AXES)
+    params = abstract_unet(UNetConfig())
+    placed = sharding.state_shardings(params, mesh)
+    pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(placed), strict=True))
+    held = sum(np.prod(s.shard_shape(x.shape)) for x, s in pairs)
+    assert held < 1.01 * 865_925_124 / 8
+    assert max(x.size for x, s in pairs if s.spec == P()) * 4 < sharding.MIN_SPLIT_BYTES
+
+
+def test_tensor_splits_the_outer_ends_of_a_pair_of_matrices():
+    mesh = AbstractMesh((1, 2, 1, 2), sharding.AXES)
+    wide = jax.ShapeDtypeStruct((1280, 1280), jnp.float32)
+    state = {"to_q": {"weight": wide}, "to_out": {"0": {"weight": wide}}, "other": wide}
+    specs = jax.tree.map(lambda s: s.spec, sharding.state_shardings(state, mesh))
+    assert specs["to_q"]["weight"] == P(("fsdp", "view"), "tensor")
+    assert specs["to_out"]["0"]["weight"] == P("tensor", ("fsdp", "view"))
+    assert specs["other"] == P(("fsdp", "view"), None)
+
+
+def test_a_large_weight_that_does_not_divide_is_named(caplog):
+    mesh = AbstractMesh((1, 7, 1, 1), sharding.AXES)
+    state = {"params": {"lonely": {"weight": jax.ShapeDtypeStruct((320, 640), jnp.float32)}}}
+    with caplog.at_level("WARNING"):
+        placed = sharding.state_shardings(state, mesh)
+    assert placed["params"]["lonely"]["weight"].is_fully_replicated
+    assert "params/lonely/weight" in caplog.text and "7" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -87,6 +108,7 @@ def test_the_new_state_stays_where_the_rules_put_it(layouts):
     [
         ({"mesh.fsdp": 3}, r"config\.mesh .*fsdp=3.* does not fit 1 device"),
         ({"mesh.data": -1, "mesh.view": -1}, r"at most one may be -1"),
+        ({"accumulate": 3}, r"config\.batch_size=4 is not a multiple .*config\.accumulate = 3"),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_devices_says_what_to_change(changes, message):

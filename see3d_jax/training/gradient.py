@@ -1,0 +1,205 @@
+"""Loss and gradient of one batch on a mesh: each device works on its rows, views and weights.
+
+The whole is one `jax.shard_map`. A device encodes its own views and takes the loss of its own
+targets; weights are held as shards (see `sharding`) and gathered block by block where they are used
+(twice: blocks are recomputed in the backward pass), in the precision the network computes in. So
+the gradient comes back by reduce-scatter, and what is left to sum over `data` is a shard. Only
+self-attention exchanges anything between the devices of one sample. The `tensor` axis, if it is
+used, is left to XLA.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from see3d_jax.diffusion.loss import Denoise, diffusion_loss, draw_loss_noise
+from see3d_jax.diffusion.schedule import Schedule
+from see3d_jax.models.unet import Parts
+from see3d_jax.models.weights import apply_unet
+from see3d_jax.training.inputs import batch_context, encode_batch
+from see3d_jax.training.settings import TrainSpec
+from see3d_jax.training.sharding import (
+    AXES,
+    ROW_AXES,
+    VIEW_AXIS,
+    WEIGHT_AXES,
+    batch_shardings,
+    state_shardings,
+)
+from see3d_jax.training.state import Frozen, Params
+
+Batch = dict[str, jax.Array]
+
+
+def loss_and_gradient(
+    params: Params,
+    batch: Batch,
+    frozen: Frozen,
+    schedule: Schedule,
+    key: jax.Array,
+    *,
+    spec: TrainSpec,
+    mesh: Mesh,
+) -> tuple[jax.Array, Params]:
+    """The loss over the target views of the whole batch, and its gradient placed like `params`.
+
+    Args:
+      params: float32, placed by `sharding.state_shardings`.
+      batch: see `data.pipeline`, placed by `sharding.batch_shardings`.
+      frozen: networks that are used and not trained, placed by `sharding.state_shardings`.
+      schedule: noise schedule.
+      key: key of this step.
+      spec: constants; its `accumulate` must divide the rows per device.
+      mesh: the devices.
+    """
+    manual = manual_axes(mesh)
+    weight_specs = manual_specs(state_shardings(params, mesh), manual)
+    frozen_specs = manual_specs(state_shardings(frozen, mesh), manual)
+    batch_specs = manual_specs(batch_shardings(batch, mesh), manual)
+
+    def on_device(
+        params: Params, batch: Batch, frozen: Frozen, schedule: Schedule, key: jax.Array
+    ) -> tuple[jax.Array, Params]:
+        frozen = gather(frozen_specs, frozen)
+        targets = jax.lax.psum((~batch["is_reference"]).sum(), (*ROW_AXES, VIEW_AXIS))
+        loss_of = functools.partial(
+            _loss, spec=spec, mesh=mesh, weight_specs=weight_specs, frozen=frozen,
+            schedule=schedule, key=key, targets=targets,
+        )  # fmt: skip
+        rows = _positions(len(batch["is_reference"]), ROW_AXES)
+        loss, grads = _accumulated(
+            jax.value_and_grad(loss_of), params, batch | {"row": rows}, spec.accumulate
+        )
+        dtype = jnp.dtype(spec.unet.dtype if mesh.shape["data"] > 1 else "float32")
+        reduce = functools.partial(_sum_over_devices, dtype=dtype)
+        grads = jax.tree.map(reduce, grads, weight_specs)
+        return jax.lax.psum(loss, (*ROW_AXES, VIEW_AXIS)), grads
+
+    run = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(weight_specs, batch_specs, frozen_specs, P(), P()),
+        out_specs=(P(), weight_specs),
+        axis_names=manual,
+        check_vma=False,
+    )
+    return run(params, batch, frozen, schedule, key)
+
+
+def _loss(
+    params: Params,
+    batch: Batch,
+    *,
+    spec: TrainSpec,
+    mesh: Mesh,
+    weight_specs: Any,
+    frozen: Frozen,
+    schedule: Schedule,
+    key: jax.Array,
+    targets: jax.Array,
+) -> jax.Array:
+    """This device's share of the loss of the whole batch, which has so many `targets`."""
+    x_0, condition, mask = jax.lax.stop_gradient(encode_batch(frozen.codec, batch))
+    context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
+    views = _positions(x_0.shape[1], VIEW_AXIS)
+    noise = draw_loss_noise(
+        key, batch["row"], views, x_0.shape[2:],
+        num_timesteps=schedule.num_timesteps,
+        drop_probability=spec.objective.drop_probability,
+    )  # fmt: skip
+    loss, _ = diffusion_loss(
+        local_denoiser(spec, params, mesh, weight_specs),
+        schedule, x_0, condition, mask, batch["is_reference"], context, noise,
+        weight_form=spec.objective.weight_form,
+        beta=spec.objective.beta,
+        min_snr_gamma=spec.objective.min_snr_gamma,
+        targets=targets,
+    )  # fmt: skip
+    return loss
+
+
+def local_denoiser(spec: TrainSpec, params: Params, mesh: Mesh, weight_specs: Any) -> Denoise:
+    """The network for this device's rows and views, inside `jax.shard_map`; `params` are shards."""
+    dtype = jnp.dtype(spec.unet.dtype)
+
+    def gather_block(path: tuple[str, ...], shards: Params) -> Params:
+        specs = functools.reduce(lambda tree, name: tree[name], path, weight_specs)
+        return gather(specs, shards, dtype)
+
+    parts = Parts(
+        gather=gather_block if _parts(mesh, WEIGHT_AXES) > 1 else None,
+        view_axis=VIEW_AXIS if mesh.shape[VIEW_AXIS] > 1 else None,
+    )
+    return functools.partial(apply_unet, spec.unet, params, parts=parts)
+
+
+def _accumulated(
+    value_and_grad: Any, params: Params, batch: Batch, count: int
+) -> tuple[jax.Array, Params]:
+    """Sums over `count` equal parts of this device's rows, one after the other."""
+    if count == 1:
+        return value_and_grad(params, batch)
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+
+    parts = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
+    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    return jax.lax.scan(add, zero, parts)[0]
+
+
+def _positions(count: int, axes: str | tuple[str, ...]) -> jax.Array:
+    """[count] int32, where this device's rows (or views) are in the whole batch (or sample)."""
+    return jax.lax.axis_index(axes) * count + jnp.arange(count, dtype=jnp.int32)
+
+
+def gather(specs: Any, shards: Any, dtype: Any = None) -> Any:
+    """Whole arrays from the shards of each device, inside `jax.shard_map`.
+
+    What is split is cast to `dtype` before it is sent (and so its gradient before it is reduced);
+    what is not split is left as it is.
+    """
+
+    def whole(shard: jax.Array, spec: P) -> jax.Array:
+        for dimension, axes in enumerate(spec):
+            if axes is not None:
+                cast = shard if dtype is None else shard.astype(dtype)
+                return jax.lax.all_gather(cast, axes, axis=dimension, tiled=True)
+        return shard
+
+    return jax.tree.map(whole, shards, specs)
+
+
+def _sum_over_devices(gradient: jax.Array, spec: P, dtype: Any) -> jax.Array:
+    """What is still to be added up once reduce-scatter has done its part.
+
+    A split weight's gradient went over the wire in `dtype` before; it does so again.
+    """
+    if any(spec):
+        return jax.lax.psum(gradient.astype(dtype), "data").astype(gradient.dtype)
+    return jax.lax.psum(gradient, (*ROW_AXES, VIEW_AXIS))
+
+
+def manual_axes(mesh: Mesh) -> frozenset[str]:
+    """Mesh axes that code in `jax.shard_map` handles itself: all, but not `tensor` if in use."""
+    return frozenset(axis for axis in AXES if axis != "tensor" or mesh.shape[axis] == 1)
+
+
+def manual_specs(shardings: Any, manual: frozenset[str]) -> Any:
+    """The specs of shardings as `jax.shard_map` wants them: without the axes left to XLA."""
+
+    def strip(sharding: NamedSharding) -> P:
+        entries = (e if isinstance(e, tuple) or e in manual else None for e in sharding.spec)
+        return P(*entries)
+
+    return jax.tree.map(strip, shardings)
+
+
+def _parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    return functools.reduce(lambda n, axis: n * mesh.shape[axis], axes, 1)
