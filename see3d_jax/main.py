@@ -33,7 +33,6 @@ Examples:
 from __future__ import annotations
 
 import dataclasses
-import logging as standard_logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -109,9 +108,7 @@ def main() -> None:
 
 def _run() -> int:
     arguments = parse_arguments(sys.argv)
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    logging.get_absl_logger().addFilter(_is_no_traceback)
+    prepare_logging()
     # These import jax; --help and typos should not wait.
     from see3d_jax.training import distributed
     from see3d_jax.training.loop import train
@@ -126,9 +123,23 @@ def _run() -> int:
     return 0
 
 
-def _is_no_traceback(record: standard_logging.LogRecord) -> bool:
-    """Libraries log the traceback of what they raise; `run_command` prints its one line."""
-    return not record.exc_info
+def prepare_logging() -> None:
+    """Warnings on stderr, and of a failure only the one line that `run_command` prints.
+
+    Orbax logs the traceback of what it then raises, and the writes it gives up report to an event
+    loop that is gone.
+    """
+    flags.FLAGS.mark_as_parsed()  # or absl says that nobody parsed them
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+    unhandled = sys.excepthook
+
+    def report(kind: type[BaseException], error: BaseException, trace: object) -> None:
+        if str(error) != "Event loop is closed":
+            unhandled(kind, error, trace)
+
+    sys.excepthook = report
 
 
 if __name__ == "__main__":

@@ -61,8 +61,11 @@ def check_workdir(workdir: str | os.PathLike[str], config: ml_collections.Config
     """Raises InputError when `workdir` cannot be used for this config. Writes nothing."""
     workdir = epath.Path(workdir)
     path = workdir / "config.json"
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir}: is a file; --workdir needs a folder")
+    try:
+        if workdir.exists() and not workdir.is_dir():
+            raise InputError(f"{workdir}: is a file; --workdir needs a folder")
+    except ImportError as error:  # of a client for this kind of bucket
+        raise InputError(f"{workdir}: cannot be reached: {error}") from error
     if not path.exists():
         if (workdir / "checkpoints").exists():
             raise InputError(
@@ -324,9 +327,9 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _reason(error: Exception) -> str:
-    """An error of a library in one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "…"
+    """An error of a library in one short line: what it says first, and the cause at its end."""
+    text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0] or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:80]} … {text[-120:]}"
 
 
 @contextlib.contextmanager

@@ -31,7 +31,12 @@ from see3d_jax.training import checkpoint, distributed, settings
 from see3d_jax.training.evaluate import sample_grid, sample_views, score
 from see3d_jax.training.metrics_log import Console, MetricsLog
 from see3d_jax.training.settings import TrainSpec
-from see3d_jax.training.sharding import make_mesh, put_batch, put_whole, state_shardings
+from see3d_jax.training.sharding import (
+    make_mesh,
+    put_batch,
+    put_whole,
+    state_shardings,
+)
 from see3d_jax.training.state import Frozen, TrainState, init_state
 from see3d_jax.training.step import make_optimizer, train_step
 
@@ -57,7 +62,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     )
     batches = training_batches(
         clips, example, config.batch_size, config.seed, held_out,
-        threads=config.data.threads, workers=config.data.workers, skipped=skipped,
+        threads=config.data.threads, workers=config.data.workers,
+        skipped=skipped,
     )  # fmt: skip
 
     run_key = jax.random.key(config.seed)
@@ -65,6 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     shardings = state_shardings(jax.eval_shape(fresh), mesh)
 
     lead = distributed.is_lead()
+    distributed.barrier("all have looked at the workdir")
     if lead:
         checkpoint.write_config(workdir, config)
     with contextlib.ExitStack() as stack:
@@ -118,6 +125,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
                         "skipped_clips": distributed.total(len(skipped)),
                     }
                     log.scalars(step, speed | counts)
+                    log.flush()
             if due(step, config.checkpoint_every) or done:
                 with console.paused():
                     checkpoints.save(step, state, batches.get_state())

@@ -13,13 +13,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from see3d_jax.files import write_text
+from see3d_jax.errors import InputError
+from see3d_jax.files import is_remote, write_text
 
 
 class MetricsLog:
@@ -31,28 +32,45 @@ class MetricsLog:
     def __init__(
         self, workdir: str | os.PathLike[str], first_step: int, writes: bool = True
     ) -> None:
-        workdir = Path(workdir)
+        workdir = epath.Path(workdir)
         self._writes = writes
         self._path = workdir / "metrics.jsonl"
+        self._rows: list[str] = []  # what a bucket's metrics.jsonl holds: it cannot be appended to
         if writes and self._path.exists():
-            write_text(self._path, "".join(_rows_up_to(self._path, first_step)))
-        self._events = SummaryWriter(
-            str(workdir / "events"), purge_step=first_step + 1, write_to_disk=writes
-        )
+            rows = _rows_up_to(self._path, first_step)
+            write_text(self._path, "".join(rows))
+            self._rows = rows if is_remote(workdir) else []
+        try:
+            self._events = SummaryWriter(
+                str(workdir / "events"), purge_step=first_step + 1, write_to_disk=writes
+            )
+        except ImportError as error:  # of a client for this kind of bucket
+            raise InputError(f"{workdir}: TensorBoard events cannot be written: {error}") from error
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.flush()
         self._events.close()
+
+    def flush(self) -> None:
+        """Makes everything so far visible to others; to be called now and then."""
+        if self._rows:
+            write_text(self._path, "".join(self._rows))
+        self._events.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row. Values must be finite numbers."""
         if not self._writes:
             return
         row = {"step": step, **{name: float(value) for name, value in values.items()}}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        line = json.dumps(row, allow_nan=False) + "\n"
+        if is_remote(self._path):
+            self._rows.append(line)
+        else:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
         for name, value in values.items():
             self._events.add_scalar(name, float(value), step)
 
@@ -61,10 +79,9 @@ class MetricsLog:
         if not self._writes:
             return
         self._events.add_image(name, image, step, dataformats="HWC")
-        self._events.flush()
 
 
-def _rows_up_to(path: Path, step: int) -> list[str]:
+def _rows_up_to(path: epath.Path, step: int) -> list[str]:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:

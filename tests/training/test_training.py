@@ -180,9 +180,9 @@ def poison(monkeypatch, steps):
     """Makes the images of these steps (counted from 1) not a number."""
     real, calls = loop.put_batch, itertools.count(1)
 
-    def put(batch, mesh):
+    def put(batch, *placement):
         bad = np.nan if next(calls) in steps else 0.0
-        return real(batch | {"image": batch["image"] + np.float32(bad)}, mesh)
+        return real(batch | {"image": batch["image"] + np.float32(bad)}, *placement)
 
     monkeypatch.setattr(loop, "put_batch", put)
 
