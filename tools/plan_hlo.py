@@ -22,6 +22,8 @@ KINDS = (
 # Bits per number; what is not listed (tokens, tuples) carries nothing.
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+# Kernels have attributes that go on over several lines, some of which start with braces, too.
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _INSTRUCTION = re.compile(
     r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$"
 )  # name, type, operation, the rest
@@ -125,7 +127,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
             if header:
                 current = found.setdefault(header[2], [])
                 entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         else:
             match = _INSTRUCTION.match(line)

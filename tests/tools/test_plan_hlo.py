@@ -48,6 +48,9 @@ TEXT = """HloModule jit_step, is_scheduled=true
 
 ENTRY %main (p: bf16[32,64]) -> f32[] {
   %p = bf16[32,64]{1,0} parameter(0)
+  %kernel = bf16[8]{0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"block":"{\\"rows\\": 8}"
+}}
   %loop = (s32[], bf16[256,64]{1,0}) while(%start), condition=%condition, body=%body
   %noted = (s32[], bf16[256,64]{1,0}) while(%start), condition=%endless, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %unknown = (s32[], f32[8]{0}) while(%start), condition=%endless, body=%other
