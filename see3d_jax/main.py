@@ -35,7 +35,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags, logging
 from etils import epath
@@ -103,7 +104,23 @@ def main() -> None:
     if any(argument in HELP_FLAGS for argument in sys.argv[1:]):
         print(__doc__)
         sys.exit(0)
-    run_command(_run)
+    run_training(_run)
+
+
+def run_training(command: Callable[[], object]) -> NoReturn:
+    """`run_command`, and a process that has failed goes at once.
+
+    An orderly end would wait for the other processes of the run, which wait for this one; and reads
+    and writes that were given up would print tracebacks meanwhile.
+    """
+    try:
+        run_command(command)
+    except SystemExit as end:
+        if end.code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(int(end.code))
+        raise
 
 
 def _run() -> int:
@@ -126,13 +143,13 @@ def _run() -> int:
 def prepare_logging() -> None:
     """Warnings on stderr, and of a failure only the one line that `run_command` prints.
 
-    Orbax logs the traceback of what it then raises, and the writes it gives up report to an event
-    loop that is gone.
+    Orbax logs the traceback of what it then raises, asyncio those of the reads and writes that were
+    given up with it, and these in turn report to an event loop that is gone.
     """
     flags.FLAGS.mark_as_parsed()  # or absl says that nobody parsed them
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+    logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
     unhandled = sys.excepthook
 
     def report(kind: type[BaseException], error: BaseException, trace: object) -> None:

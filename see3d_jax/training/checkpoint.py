@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import json
-import logging as standard_logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +28,7 @@ from absl import logging
 from etils import epath
 
 from see3d_jax.errors import InputError, WorkError
-from see3d_jax.files import write_json
+from see3d_jax.files import is_remote, write_json
 from see3d_jax.training import distributed
 from see3d_jax.training.state import TrainState, as_dict, from_dict
 
@@ -66,6 +64,7 @@ def check_workdir(workdir: str | os.PathLike[str], config: ml_collections.Config
             raise InputError(f"{workdir}: is a file; --workdir needs a folder")
     except ImportError as error:  # of a client for this kind of bucket
         raise InputError(f"{workdir}: cannot be reached: {error}") from error
+    _check_writable(workdir)
     if not path.exists():
         if (workdir / "checkpoints").exists():
             raise InputError(
@@ -92,6 +91,15 @@ def check_workdir(workdir: str | os.PathLike[str], config: ml_collections.Config
             f"{saved.get(key, 'absent')!r} there and {wanted.get(key, 'absent')!r} now{more}; "
             "use another --workdir or the old value"
         )
+
+
+def _check_writable(workdir: epath.Path) -> None:
+    """Looks at the folder, or at the nearest one above it that exists."""
+    if is_remote(workdir):
+        return
+    folder = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{workdir}: cannot be written ({folder} does not allow it)")
 
 
 def write_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
@@ -228,15 +236,12 @@ class Checkpoints:
         wanted = as_dict(target)
         reason = ""
         try:
-            with _quiet_tasks():
-                found = arrays.metadata(folder / "state").tree
-                if not (difference := _difference(found, wanted)):
-                    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-                    state = arrays.restore(
-                        folder / "state", args=ocp.args.StandardRestore(abstract)
-                    )
-                    position = values.restore(folder / "input")
-                    saved = values.restore(folder / "checksums")
+            difference = _difference(arrays.metadata(folder / "state").tree, wanted)
+            if not difference:
+                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+                state = arrays.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+                position = values.restore(folder / "input")
+                saved = values.restore(folder / "checksums")
         except Exception as error:  # tensorstore, JSON and Orbax all raise their own kinds
             reason = _reason(error)
         if not distributed.everywhere(not reason):
@@ -330,16 +335,3 @@ def _reason(error: Exception) -> str:
     """An error of a library in one short line: what it says first, and the cause at its end."""
     text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0] or type(error).__name__
     return text if len(text) <= 200 else f"{text[:80]} … {text[-120:]}"
-
-
-@contextlib.contextmanager
-def _quiet_tasks() -> Iterator[None]:
-    """Keeps asyncio from printing the tracebacks of reads that failed beside the one we report."""
-    logger = standard_logging.getLogger("asyncio")
-    before = logger.level
-    logger.setLevel(standard_logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        gc.collect()  # they are printed when their task is thrown away
-        logger.setLevel(before)

@@ -55,8 +55,7 @@ def install_fault(kind: str, count: int) -> None:
 def main() -> None:
     from test_training import minuscule
 
-    from see3d_jax.errors import run_command
-    from see3d_jax.main import prepare_logging
+    from see3d_jax.main import prepare_logging, run_training
     from see3d_jax.training import distributed, loop, sharding
 
     options = json.loads(sys.argv[1])
@@ -70,7 +69,7 @@ def main() -> None:
         distributed.start(*options.get("join", ()))
         loop.train(config, options["workdir"])
 
-    run_command(run)
+    run_training(run)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import shutil
 
 import jax
@@ -15,6 +17,14 @@ from see3d_jax.errors import InputError, WorkError
 from see3d_jax.training import checkpoint
 from see3d_jax.training.checkpoint import Checkpoints
 from see3d_jax.training.state import as_dict, init_state
+
+
+@pytest.fixture(autouse=True)
+def no_tracebacks_of_abandoned_reads():
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    yield
+    gc.collect()  # they are printed when their task is thrown away
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
 
 
 def state_of(number, width=40):

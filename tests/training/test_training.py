@@ -176,6 +176,12 @@ def test_refused_runs_write_nothing(tmp_path, clip_folder):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_workdir_that_cannot_be_written_is_refused_first(clip_folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/a/run: cannot be written \(.*file does not allow"):
+        loop.train(minuscule(clip_folder), tmp_path / "file" / "a" / "run")
+
+
 def poison(monkeypatch, steps):
     """Makes the images of these steps (counted from 1) not a number."""
     real, calls = loop.put_batch, itertools.count(1)
