@@ -1,14 +1,16 @@
 """The paper's first training stage at full size: 866 M parameters, 512² images, 5 views.
 
-    python -m see3d_jax.main --config=configs/webvi3d.py --workdir=DIR --config.data.path=WEBVI3D \\
-        --config.mesh.fsdp=8
+    python -m tools.convert_mvdream --input sd-v2.1-base-4view.pt --output weights/mvdream \\
+        --tokenizer stable-diffusion-2-1/tokenizer --image-encoder CLIP-ViT-H-14-laion2B-s32B-b79K
+    python -m see3d_jax.main --config=configs/webvi3d.py --workdir=runs/stage1 \\
+        --config.data.path=WEBVI3D --config.init_from=weights/mvdream --config.mesh.fsdp=8
 
-Hardware in the paper: 114 × A100-40GB, 25 days over all stages. Stage 2 continues with 16 views, 1
-or 3 references, batch 228, 200 k steps; the super-resolution stage runs at 1024², batch 114.
+UNet, autoencoder and CLIP start from the converted MVDream; only the UNet is trained. Then
+configs/webvi3d_stage2.py (16 views) and configs/superres.py (1024²) continue. Hardware in the
+paper: 114 × A100-40GB, 25 days over all stages; memory and time per step on other machines:
+docs/scaling.md. Nobody has published results of stage 1 alone, and we have not trained it.
 
-Needs Stable Diffusion's autoencoder and MVDream's UNet, which training cannot load yet: the command
-stops with one line saying so. Until then this file is the record of the paper's values, marked
-[paper], [code] (official release) or [ours] (nobody published it), and builds abstractly in a test.
+Values are marked [paper], [code] (official release) or [ours] (nobody published it).
 """
 
 import ml_collections

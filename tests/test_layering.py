@@ -22,7 +22,7 @@ ALLOWED = {
     "see3d_jax.evaluation.benchmark": ("see3d_jax.pipelines", *METRICS),
     "see3d_jax.splatting": ("see3d_jax.geometry", *METRICS),
     "see3d_jax.training": (
-        "see3d_jax.data", "see3d_jax.models", "see3d_jax.diffusion", "see3d_jax.evaluation.metrics",
+        "see3d_jax.data", "see3d_jax.models", "see3d_jax.diffusion", *METRICS,
     ),
     "see3d_jax.pipelines": (
         "see3d_jax.geometry", "see3d_jax.models", "see3d_jax.diffusion", "see3d_jax.splatting",

@@ -47,11 +47,15 @@ class ImageContext:
       text_states: [tokens, C] float32, the text tower's states of the prompt.
       vision_params: weights of the image tower.
       vision: its architecture (static).
+      preprocessing: how pictures are prepared for it (static).
     """
 
     text_states: jax.Array
     vision_params: Params
     vision: ClipVisionConfig = dataclasses.field(metadata={"static": True})
+    preprocessing: Preprocessing = dataclasses.field(
+        default=Preprocessing(), metadata={"static": True}
+    )
 
     def encode(self, pixels: jax.Array, views: int) -> jax.Array:
         """[B, S, S, 3] of `preprocess` (first references) → [B, views, tokens, C] float32."""
@@ -62,9 +66,16 @@ class ImageContext:
 def fix_prompt(
     encoder: ContextEncoder, ids: Sequence[int] | np.ndarray = EMPTY_PROMPT_IDS
 ) -> ImageContext:
-    """Encodes a prompt once and for all; `ids` are its [tokens] ids."""
+    """Encodes a prompt once and for all; `ids` are its [tokens] ids.
+
+    Raises ValueError for an id that the text tower does not know (it would give NaN).
+    """
+    if not isinstance(ids, jax.Array) and max(ids) >= encoder.text.vocab_size:
+        raise ValueError(f"ids: {max(ids)} is not in a vocabulary of {encoder.text.vocab_size}")
     ids = jnp.asarray(ids, jnp.int32)
-    return ImageContext(_text_states(encoder, ids), encoder.vision_params, encoder.vision)
+    return ImageContext(
+        _text_states(encoder, ids), encoder.vision_params, encoder.vision, encoder.preprocessing
+    )
 
 
 def encode_context(

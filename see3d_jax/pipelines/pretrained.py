@@ -9,25 +9,23 @@ a closed-over array becomes a constant of the compiled program.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
 from see3d_jax.errors import InputError
-from see3d_jax.models.codec import Codec, VaeCodec, build_codec
+from see3d_jax.models import origins
+from see3d_jax.models.codec import Codec, VaeCodec
 from see3d_jax.models.context import ContextEncoder, encode_context
 from see3d_jax.models.release import Release, load_release
 from see3d_jax.models.unet import UNetConfig
-from see3d_jax.models.weights import Params, abstract_unet, apply_unet
+from see3d_jax.models.weights import Params, apply_unet
 
 # Ways to sample, as settings of `SamplerConfig`; "official" repeats the released pipeline, its
 # quirks included, and takes what else differs there (see `load_model`) along.
@@ -156,13 +154,8 @@ def _released_model(
 
 
 def _trained_model(workdir: Path, step: int | None, sampler: str) -> See3DModel:
-    config = _read_config(workdir)
-    steps = _complete_steps(workdir)
-    if not steps:
-        raise InputError(
-            f"{workdir}: has no complete checkpoint; train until the first one is saved "
-            "(config.checkpoint_every)"
-        )
+    config = origins.read_run_config(workdir)
+    steps = origins.complete_steps(workdir)
     if step is None:
         step = steps[-1]
     elif step not in steps:
@@ -172,8 +165,8 @@ def _trained_model(workdir: Path, step: int | None, sampler: str) -> See3DModel:
         return See3DModel(
             name=f"training step {step}",
             unet=unet,
-            params=_restore_ema(workdir / "checkpoints" / str(step), unet),
-            codec=build_codec(config["codec"]),
+            params=origins.read_average(workdir, step, unet),
+            codec=origins.load_codec(config["codec"], config["init_from"]),
             schedule=make_schedule(**config["schedule"]),
             image_size=config["data"]["image_size"],
             views=config["data"]["views"],
@@ -184,6 +177,9 @@ def _trained_model(workdir: Path, step: int | None, sampler: str) -> See3DModel:
                 **SAMPLERS[sampler],
             ),
             context_tokens=config["context"]["tokens"],
+            context_encoder=origins.find_release(config["init_from"]).context_encoder()
+            if config["context"]["image"]
+            else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -191,45 +187,3 @@ def _trained_model(workdir: Path, step: int | None, sampler: str) -> See3DModel:
         raise InputError(
             f"{workdir / 'config.json'}: does not describe a model of this release ({error})"
         ) from error
-
-
-def _read_config(workdir: Path) -> dict[str, Any]:
-    if not workdir.is_dir():
-        raise InputError(f"{workdir}: no such training folder (--workdir of see3d_jax.main)")
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise InputError(f"{workdir}: holds no config.json, so it is no training folder")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: is not a config")
-    return config
-
-
-def _complete_steps(workdir: Path) -> list[int]:
-    folder = workdir / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-
-
-def _restore_ema(folder: Path, unet: UNetConfig) -> Params:
-    """Reads the moving average only: a quarter of what a checkpoint holds."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    item = {
-        "ema_params": jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            abstract_unet(unet),
-        )
-    }
-    args = ocp.args.PyTreeRestore(
-        item=item,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=True,
-    )
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            return checkpointer.restore((folder / "state").absolute(), args=args)["ema_params"]
-    except Exception as error:  # tensorstore and Orbax raise their own kinds
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: cannot be restored ({reason})") from error

@@ -1,7 +1,9 @@
-"""How good the model is on clips it has never seen: sampled targets against the true frames.
+"""How good the model is on clips it has never seen: loss by timestep, and sampled targets.
 
-The figure to beat is copying: showing, for every target, the reference view nearest in time. The
-masked target itself (holes black) is reported beside it, because the model is given that much.
+Every number of a sampled view stands beside those of what needs no model: the nearest reference in
+time ("copy"), the condition as it is shown (masked or warped views with black holes, coarse views)
+and the condition with its holes filled by OpenCV ("inpainted"). PSNR in dB, at most 100; SSIM and
+LPIPS as in `evaluation`; all averaged over target views. docs/training.md lists the names.
 """
 
 from __future__ import annotations
@@ -12,16 +14,86 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from see3d_jax.data.inpainting import inpaint
 from see3d_jax.data.pipeline import Batch
+from see3d_jax.diffusion.loss import diffusion_loss, draw_loss_noise
 from see3d_jax.diffusion.sampler import SamplerConfig, sample
 from see3d_jax.diffusion.schedule import Schedule
+from see3d_jax.evaluation.lpips import Lpips, lpips
+from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.media import contact_sheet
+from see3d_jax.training.distributed import fetch
 from see3d_jax.training.inputs import EMPTY, batch_context, encode_batch
-from see3d_jax.training.settings import TrainSpec
+from see3d_jax.training.settings import EvaluationSpec, TrainSpec
 from see3d_jax.training.state import Frozen, Params
 from see3d_jax.training.step import denoiser
 
 GRID_COLUMNS = ("reference", "condition", "prediction", "truth")
+
+
+def evaluate(
+    params: Params,
+    batch: Batch,
+    frozen: Frozen,
+    schedule: Schedule,
+    key: jax.Array,
+    *,
+    spec: TrainSpec,
+    evaluation: EvaluationSpec,
+    perceptual: Lpips | None = None,
+) -> tuple[dict[str, float], np.ndarray]:
+    """All numbers of the held-out batch by name, and its picture uint8 [H, W, 3].
+
+    The same key gives the same noise, so that numbers of different steps can be compared. Every
+    process of a run must call it.
+    """
+    losses = fetch(
+        bucket_losses(
+            params, batch, frozen, schedule, key, spec=spec, buckets=evaluation.loss_buckets
+        )
+    )
+    predicted = fetch(
+        sample_views(params, batch, frozen, schedule, key, spec=spec, sampler=evaluation.sampler)
+    )
+    width = schedule.num_timesteps // evaluation.loss_buckets
+    scores = {"heldout_loss": float(losses.mean())}
+    scores |= {f"heldout_loss_t{i * width:03d}": float(loss) for i, loss in enumerate(losses)}
+    return scores | score(batch, predicted, perceptual), sample_grid(batch, predicted)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "buckets"))
+def bucket_losses(
+    params: Params,
+    batch: dict[str, jax.Array],
+    frozen: Frozen,
+    schedule: Schedule,
+    key: jax.Array,
+    *,
+    spec: TrainSpec,
+    buckets: int,
+) -> jax.Array:
+    """The loss on a batch with the visual condition, [buckets] float32.
+
+    The timesteps are cut into `buckets` equal ranges; in each, the samples of the batch get
+    timesteps at even distances. All ranges share the same noise.
+    """
+    x_0, condition, mask = encode_batch(frozen.codec, batch)
+    context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
+    rows, views = batch["is_reference"].shape
+    noise = draw_loss_noise(
+        key, jnp.arange(rows), jnp.arange(views), x_0.shape[2:],
+        num_timesteps=schedule.num_timesteps, drop_probability=0.0,
+    )  # fmt: skip
+    width = schedule.num_timesteps / buckets
+    timesteps = (np.arange(buckets)[:, None] + (np.arange(rows) + 0.5) / rows) * width
+
+    def loss_at(t: jax.Array) -> jax.Array:
+        return diffusion_loss(
+            denoiser(spec, params), schedule, x_0, condition, mask, batch["is_reference"], context,
+            noise.replace(t=t), weight_form=spec.objective.weight_form, beta=spec.objective.beta,
+        )[0]  # fmt: skip
+
+    return jax.lax.map(loss_at, jnp.asarray(timesteps, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampler"))
@@ -46,27 +118,62 @@ def sample_views(
     return jnp.clip(frozen.codec.decode(sampled), -1.0, 1.0)
 
 
-def score(batch: Batch, predicted: np.ndarray) -> dict[str, float]:
-    """PSNR in dB, averaged over target views: prediction, copied reference, masked target.
+def score(batch: Batch, predicted: np.ndarray, perceptual: Lpips | None = None) -> dict[str, float]:
+    """Scores of the prediction and of the baselines, averaged over target views.
 
     Args:
       batch: host arrays as in `data.pipeline`.
       predicted: [B, V, h, w, 3] in [−1, 1].
+      perceptual: network for LPIPS; None leaves it out.
+
+    Returns:
+      heldout_{psnr, ssim, lpips} of the prediction; with _known or _hole after psnr on those pixels
+      only; with _copy, _condition or _inpainted at the end those of a baseline. What no target has
+      (holes, for super-resolution) is left out.
     """
     target = ~batch["is_reference"]
-    truth = batch["image"]
-    masked = np.where(batch["mask"] > 0.5, truth, EMPTY)
-    return {
-        "heldout_psnr": _psnr(predicted, truth, target),
-        "heldout_psnr_copy": _psnr(_nearest_reference(batch), truth, target),
-        "heldout_psnr_masked": _psnr(masked, truth, target),
+    truth = _unit(batch["image"][target])
+    known = batch["mask"][target][..., 0] > 0.5
+    shown = _unit(shown_images(batch)[target])
+    methods = {
+        "": _unit(predicted[target]),
+        "_copy": _unit(_nearest_reference(batch)[target]),
+        "_condition": shown,
     }
+    if not known.all():
+        methods["_inpainted"] = inpaint(shown, known)
+    scores = {}
+    for name, images in methods.items():
+        scores[f"heldout_psnr{name}"] = _mean_psnr(images, truth, np.ones_like(known))
+        scores[f"heldout_ssim{name}"] = float(np.mean(ssim(images, truth)))
+        if perceptual is not None:
+            pairs = zip(images, truth)  # one by one, for VGG is large on large images
+            scores[f"heldout_lpips{name}"] = float(np.mean([lpips(perceptual, *p) for p in pairs]))
+        if not known.all():
+            scores[f"heldout_psnr_known{name}"] = _mean_psnr(images, truth, known)
+            scores[f"heldout_psnr_hole{name}"] = _mean_psnr(images, truth, ~known)
+    return {name: value for name, value in scores.items() if np.isfinite(value)}
 
 
-def _psnr(images: np.ndarray, truth: np.ndarray, chosen: np.ndarray) -> float:
-    """Mean PSNR over the chosen [B, V] views, for images in [−1, 1]."""
-    error = np.mean(((images - truth)[chosen] / 2) ** 2, axis=(1, 2, 3))
-    return float(np.mean(-10 * np.log10(np.maximum(error, 1e-10))))
+def _unit(images: np.ndarray) -> np.ndarray:
+    """[−1, 1] → [0, 1]."""
+    return np.asarray(images) / 2 + np.float32(0.5)
+
+
+def _mean_psnr(images: np.ndarray, truth: np.ndarray, pixels: np.ndarray) -> float:
+    """Mean over the images that have such pixels; NaN if none has."""
+    some = pixels.any((1, 2))
+    if not some.any():
+        return float("nan")
+    values = psnr(images[some], truth[some], pixels[some])
+    return float(np.minimum(values, 100.0).mean())
+
+
+def shown_images(batch: Batch) -> np.ndarray:
+    """What the condition shows of every view, [B, V, h, w, 3] in [−1, 1]."""
+    if "warped" in batch:
+        return batch["warped"]
+    return np.where(batch["mask"] > 0.5, batch["image"], np.float32(EMPTY))
 
 
 def _nearest_reference(batch: Batch) -> np.ndarray:
@@ -80,12 +187,10 @@ def _nearest_reference(batch: Batch) -> np.ndarray:
 
 def sample_grid(batch: Batch, predicted: np.ndarray) -> np.ndarray:
     """A picture with one row per clip, showing its first target beside its nearest reference."""
-    nearest = _nearest_reference(batch)
+    nearest, shown = _nearest_reference(batch), shown_images(batch)
     rows = []
     for clip, is_reference in enumerate(batch["is_reference"]):
         view = int(np.argmin(is_reference))  # the first target
-        truth = batch["image"][clip, view]
-        masked = np.where(batch["mask"][clip, view] > 0.5, truth, EMPTY)
-        cells = (nearest[clip, view], masked, predicted[clip, view], truth)
-        rows.append([cell / 2 + 0.5 for cell in cells])
+        cells = (images[clip, view] for images in (nearest, shown, predicted, batch["image"]))
+        rows.append([_unit(cell) for cell in cells])
     return contact_sheet(rows, column_labels=GRID_COLUMNS, cell_height=128)

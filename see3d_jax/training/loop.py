@@ -28,8 +28,8 @@ from see3d_jax.files import write_text
 from see3d_jax.media import write_image
 from see3d_jax.models.weights import init_unet, parameter_count
 from see3d_jax.training import checkpoint, distributed, settings
-from see3d_jax.training.evaluate import sample_grid, sample_views, score
-from see3d_jax.training.metrics_log import Console, MetricsLog
+from see3d_jax.training.evaluate import evaluate
+from see3d_jax.training.metrics_log import Console, MetricsLog, import_wandb
 from see3d_jax.training.settings import TrainSpec
 from see3d_jax.training.sharding import (
     make_mesh,
@@ -37,7 +37,7 @@ from see3d_jax.training.sharding import (
     put_whole,
     state_shardings,
 )
-from see3d_jax.training.state import Frozen, TrainState, init_state
+from see3d_jax.training.state import TrainState, init_state
 from see3d_jax.training.step import make_optimizer, train_step
 
 
@@ -52,17 +52,23 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     settings.check_counts(config)
     checkpoint.check_workdir(workdir, config)
     spec = settings.train_spec(config)
-    schedule, sampler = settings.noise_schedule(config), settings.sampler_config(config)
+    schedule, evaluation = settings.noise_schedule(config), settings.evaluation(config)
+    perceptual = settings.perceptual(config)
+    if config.wandb_project:
+        import_wandb(config.wandb_project)
     mesh = make_mesh(config)
-    frozen = Frozen(settings.codec(config, spec.unet))
+    settings.check_origin(config, spec.unet)
+    frozen = settings.frozen_networks(config, spec.unet)
     example = settings.example_spec(config, frozen.codec)
     skipped, clips = SkippedClips(), Mixture(settings.data_sources(config), config.seed)
+    preprocess = settings.preprocess(frozen)
+    frozen = put_whole(frozen, state_shardings(frozen, mesh))
     eval_batch, held_out = held_out_batch(
-        clips, example, config.data.held_out, config.seed, skipped
+        clips, example, config.data.held_out, config.seed, skipped, preprocess
     )
     batches = training_batches(
         clips, example, config.batch_size, config.seed, held_out,
-        threads=config.data.threads, workers=config.data.workers,
+        threads=config.data.threads, workers=config.data.workers, preprocess=preprocess,
         skipped=skipped,
     )  # fmt: skip
 
@@ -85,9 +91,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
             batches.set_state(restored.position)
         else:
             # Op by op: compiling hundreds of small random draws takes longer than running them.
-            step, state = 0, put_whole(fresh(), shardings)
-        log = stack.enter_context(MetricsLog(workdir, step, writes=lead))
-        console = stack.enter_context(Console(step, config.num_steps, config.batch_size, lead))
+            params = settings.initial_params(config, spec.unet)
+            first = init_state(params, make_optimizer(spec.optimizer))
+            step, state = 0, put_whole(first, shardings)
+        log = stack.enter_context(MetricsLog(workdir, step, lead, config.wandb_project))
+        flops = settings.flops_per_sample(config, spec, frozen.codec)
+        console = stack.enter_context(
+            Console(step, config.num_steps, config.batch_size, lead, flops)
+        )
         stop = stack.enter_context(distributed.stop_signal())
         if lead:
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -131,21 +142,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
                     checkpoints.save(step, state, batches.get_state())
             if due(step, config.sample_every) or (step == config.num_steps and config.sample_every):
                 with console.paused():
-                    predicted = distributed.fetch(
-                        sample_views(
-                            state.ema_params, eval_batch, frozen, schedule, run_key,
-                            spec=spec, sampler=sampler,
-                        )
+                    scores, grid = evaluate(
+                        state.ema_params, eval_batch, frozen, schedule, run_key,
+                        spec=spec, evaluation=evaluation, perceptual=perceptual,
                     )  # fmt: skip
-                    scores = score(eval_batch, predicted)
-                    grid = sample_grid(eval_batch, predicted)
                     log.scalars(step, scores)
                     log.image(step, "samples", grid)
                     if lead:
                         write_image(workdir / "samples" / f"step_{step:06d}.png", grid)
                 console.say(
                     "held-out PSNR {heldout_psnr:.2f} dB (copy of nearest reference "
-                    "{heldout_psnr_copy:.2f}, masked target {heldout_psnr_masked:.2f})".format(
+                    "{heldout_psnr_copy:.2f}, condition alone {heldout_psnr_condition:.2f})".format(
                         **scores
                     )
                 )

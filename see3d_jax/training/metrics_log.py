@@ -1,19 +1,23 @@
-"""Where the numbers of a run go: console, metrics.jsonl and TensorBoard events.
+"""Where the numbers of a run go: console, metrics.jsonl, TensorBoard events and, if wanted, W&B.
 
 metrics.jsonl has one JSON object per line: {"step", "loss", "grad_norm"} for every step, and rows
-with the speed and the held-out scores of the steps where those were measured. It is what reports
-plot. After a resume, rows of steps that are run again are dropped, so no loss appears twice.
+with the speed and the held-out scores of the steps where those were measured (docs/training.md
+lists them all). It is what reports plot. After a resume, rows of steps that are run again are
+dropped, so no loss appears twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 
+import jax
 import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
@@ -21,6 +25,7 @@ from tqdm import tqdm
 
 from see3d_jax.errors import InputError
 from see3d_jax.files import is_remote, write_text
+from see3d_jax.training.flops import peak_flops
 
 
 class MetricsLog:
@@ -30,7 +35,11 @@ class MetricsLog:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike[str], first_step: int, writes: bool = True
+        self,
+        workdir: str | os.PathLike[str],
+        first_step: int,
+        writes: bool = True,
+        wandb_project: str = "",
     ) -> None:
         workdir = epath.Path(workdir)
         self._writes = writes
@@ -46,6 +55,15 @@ class MetricsLog:
             )
         except ImportError as error:  # of a client for this kind of bucket
             raise InputError(f"{workdir}: TensorBoard events cannot be written: {error}") from error
+        self._wandb = None
+        if writes and wandb_project:
+            # One id per workdir: running again continues the same curves.
+            place = os.fspath(workdir if is_remote(workdir) else workdir.absolute())
+            self._wandb = import_wandb(wandb_project).init(
+                project=wandb_project, name=workdir.name, resume="allow",
+                dir=None if is_remote(workdir) else place,
+                id=hashlib.sha256(place.encode()).hexdigest()[:16],
+            )  # fmt: skip
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -53,6 +71,8 @@ class MetricsLog:
     def __exit__(self, *exception: object) -> None:
         self.flush()
         self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def flush(self) -> None:
         """Makes everything so far visible to others; to be called now and then."""
@@ -73,12 +93,28 @@ class MetricsLog:
                 file.write(line)
         for name, value in values.items():
             self._events.add_scalar(name, float(value), step)
+        if self._wandb is not None:
+            self._wandb.log({name: float(value) for name, value in values.items()}, step=step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Adds a uint8 [H, W, 3] picture to the TensorBoard events."""
+        """Adds a uint8 [H, W, 3] picture to the TensorBoard events and W&B."""
         if not self._writes:
             return
         self._events.add_image(name, image, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.log({name: import_wandb().Image(image)}, step=step)
+
+
+def import_wandb(project: str = "") -> ModuleType:
+    """The module wandb, an extra; InputError if it is missing."""
+    try:
+        import wandb
+    except ImportError:
+        raise InputError(
+            f"config.wandb_project is {project!r}, but Weights & Biases is not installed: "
+            "pip install '.[log]', or leave it empty"
+        ) from None
+    return wandb
 
 
 def _rows_up_to(path: epath.Path, step: int) -> list[str]:
@@ -99,7 +135,12 @@ class Console:
     """
 
     def __init__(
-        self, first_step: int, num_steps: int, batch_size: int, prints: bool = True
+        self,
+        first_step: int,
+        num_steps: int,
+        batch_size: int,
+        prints: bool = True,
+        flops_per_sample: float = 0.0,
     ) -> None:
         self._prints = prints
         self._bar = tqdm(
@@ -107,6 +148,7 @@ class Console:
             disable=not (prints and sys.stderr.isatty()), smoothing=0.05,
         )  # fmt: skip
         self._num_steps, self._batch_size = num_steps, batch_size
+        self._flops_per_sample = flops_per_sample
         self._steps, self._start = 0, time.perf_counter()
         self._paused = self._waited = 0.0
         self._compiled = False
@@ -141,7 +183,9 @@ class Console:
             self._start, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
     def report(self, step: int, loss: float) -> dict[str, float]:
-        """Prints one line; returns samples/s and the share of time spent waiting for input."""
+        """Prints one line; returns samples/s, the share of time spent waiting for input, model
+        TFLOP/s of all devices and, where their peak is known, the share of it that is.
+        """
         now = time.perf_counter()
         seconds = max(now - self._start - self._paused, 1e-9)
         line = f"step {step}/{self._num_steps}  loss {loss:.4f}"
@@ -151,6 +195,10 @@ class Console:
             eta = round((self._num_steps - step) / rate)
             speed["samples_per_second"] = rate * self._batch_size
             speed["input_wait_share"] = min(1.0, self._waited / seconds)
+            flops = rate * self._batch_size * self._flops_per_sample
+            speed["model_tflops_per_second"] = flops / 1e12
+            if peak := peak_flops(jax.devices()[0].device_kind):
+                speed["model_flops_utilisation"] = flops / (peak * jax.device_count())
             line += (
                 f"  {rate:.2f} steps/s  {rate * self._batch_size:.1f} samples/s"
                 f"  ETA {eta // 60}:{eta % 60:02d}"

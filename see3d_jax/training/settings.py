@@ -8,10 +8,14 @@ key, before anything is written.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 
 from see3d_jax.data.examples import ExampleSpec, LatentSpec
 from see3d_jax.data.mixture import DataSource
@@ -19,8 +23,14 @@ from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
 from see3d_jax.errors import InputError
-from see3d_jax.models.codec import Codec, build_codec, fingerprint
+from see3d_jax.evaluation.lpips import MIN_SIDE, Lpips, load_lpips
+from see3d_jax.models import clip_vision, origins
+from see3d_jax.models.codec import Codec, fingerprint
+from see3d_jax.models.context import ImageContext
 from see3d_jax.models.unet import UNetConfig
+from see3d_jax.models.weights import Params, abstract_unet, init_unet
+from see3d_jax.training.flops import model_flops
+from see3d_jax.training.state import Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +39,10 @@ class OptimizerSpec:
 
     A rate that depended on the number of steps would make a run that is continued differ from one
     that was planned longer, so there is no decay; the moving average does its work.
+
+    `trainable` is "all" or a regex, searched for in the paths of parameters as parameters.txt lists
+    them ("input_blocks/1/1/transformer_blocks/0/attn1/to_q/weight"): what it does not match keeps
+    its value and has no optimizer state.
     """
 
     learning_rate: float
@@ -38,6 +52,11 @@ class OptimizerSpec:
     eps: float
     weight_decay: float
     clip_norm: float
+    trainable: str = "all"
+
+    def trains(self, path: str) -> bool:
+        """Whether the parameter at this path is trained."""
+        return self.trainable == "all" or re.search(self.trainable, path) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +64,29 @@ class ObjectiveSpec:
     """The loss; see `diffusion.loss` for most of it.
 
     Attributes:
-      condition: key of `visual_condition.CONDITIONS`.
       drop_probability: share of samples that go without the visual condition.
-      weight_form: form of W_t that `condition` is mixed with.
+      weight_form: form of W_t that goes with `config.condition`.
       beta: t' = ⌊beta·t⌋ of the condition's noise.
       min_snr_gamma: cap of the loss weight; None: all timesteps count alike.
     """
 
-    condition: str
     drop_probability: float
     weight_form: str
     beta: float
     min_snr_gamma: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSpec:
+    """What is measured on held-out clips.
+
+    Attributes:
+      sampler: how targets are sampled.
+      loss_buckets: into how many ranges of timesteps the loss is split.
+    """
+
+    sampler: SamplerConfig
+    loss_buckets: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +97,6 @@ class TrainSpec:
       unet: architecture.
       optimizer: optimizer constants.
       objective: loss constants.
-      trainable: regex over parameter paths; what it does not match keeps its value. None: all.
       accumulate: parts that a batch is taken in.
       ema_decay: decay of the moving average once it is warm.
       context_tokens: length of the context; see `inputs.batch_context`.
@@ -76,7 +105,6 @@ class TrainSpec:
     unet: UNetConfig
     optimizer: OptimizerSpec
     objective: ObjectiveSpec
-    trainable: str | None
     accumulate: int
     ema_decay: float
     context_tokens: int
@@ -84,23 +112,39 @@ class TrainSpec:
 
 def train_spec(config: ml_collections.ConfigDict) -> TrainSpec:
     """Static part of the training step."""
+    unet = _build("model", UNetConfig, config.model)
     return TrainSpec(
-        unet=_build("model", UNetConfig, config.model),
-        optimizer=_build("optimizer", OptimizerSpec, config.optimizer),
+        unet=unet,
+        optimizer=_optimizer(config, unet),
         objective=_build(
             "objective",
             ObjectiveSpec,
-            {
-                **config.objective,
-                "condition": config.condition,
-                "weight_form": _condition_form(config),
-            },
+            {**config.objective, "weight_form": _condition_form(config)},
         ),
-        trainable=None if config.trainable == "all" else config.trainable,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
         context_tokens=config.context.tokens,
     )
+
+
+def _optimizer(config: ml_collections.ConfigDict, unet: UNetConfig) -> OptimizerSpec:
+    values = {**config.optimizer, "trainable": config.trainable}
+    spec = _build("optimizer", OptimizerSpec, values)
+    try:
+        found = spec.trainable == "all" or any(map(spec.trains, _parameter_paths(unet)))
+    except re.error as error:
+        raise InputError(f"config.trainable: {spec.trainable!r} is no regex ({error})") from None
+    if not found:
+        raise InputError(
+            f"config.trainable: {spec.trainable!r} matches no parameter; a run's parameters.txt "
+            "lists their paths"
+        )
+    return spec
+
+
+def _parameter_paths(unet: UNetConfig) -> list[str]:
+    leaves = jax.tree_util.tree_flatten_with_path(abstract_unet(unet))[0]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
 def _condition_form(config: ml_collections.ConfigDict) -> str:
@@ -157,29 +201,99 @@ def noise_schedule(config: ml_collections.ConfigDict) -> Schedule:
     return _build("schedule", make_schedule, config.schedule)
 
 
-def sampler_config(config: ml_collections.ConfigDict) -> SamplerConfig:
-    """How held-out targets are sampled during training."""
-    return _build(
-        "evaluation",
-        SamplerConfig,
-        {
-            "num_steps": config.evaluation.sampler_steps,
-            "guidance": config.evaluation.guidance,
-            "weight_form": _condition_form(config),
-            "beta": config.objective.beta,
-        },
+def evaluation(config: ml_collections.ConfigDict) -> EvaluationSpec:
+    """What is measured on held-out clips during training; sampled as the condition is trained."""
+    if not 1 <= config.evaluation.loss_buckets <= 100:
+        raise InputError(
+            f"config.evaluation.loss_buckets: want 1 to 100, got {config.evaluation.loss_buckets}"
+        )
+    values = {
+        "num_steps": config.evaluation.sampler_steps,
+        "guidance": config.evaluation.guidance,
+        "weight_form": _condition_form(config),
+        "beta": config.objective.beta,
+    }
+    sampler = _build("evaluation", SamplerConfig, values)
+    return EvaluationSpec(sampler, config.evaluation.loss_buckets)
+
+
+def perceptual(config: ml_collections.ConfigDict) -> Lpips | None:
+    """The network of LPIPS, if `config.evaluation.lpips` names one."""
+    network = config.evaluation.lpips
+    if not network:
+        return None
+    made = _build("evaluation.lpips", load_lpips, {"network": network})
+    side = min(view_sizes(config)[0])
+    if side < MIN_SIDE[network]:
+        raise InputError(
+            f"config.evaluation.lpips: {network!r} needs views of at least {MIN_SIDE[network]} "
+            f"pixels, these have {side}"
+        )
+    return made
+
+
+def flops_per_sample(config: ml_collections.ConfigDict, spec: TrainSpec, codec: Codec) -> float:
+    """FLOPs of a training step on one sample, averaged over the sizes that views can have."""
+    counts = [
+        model_flops(
+            spec.unet, config.data.views, height // codec.factor, width // codec.factor,
+            spec.context_tokens,
+        )
+        for height, width in view_sizes(config)
+    ]  # fmt: skip
+    return sum(counts) / len(counts)
+
+
+def check_origin(config: ml_collections.ConfigDict, unet: UNetConfig) -> None:
+    """Refuses a `config.init_from` that holds no weights for this network; reads none yet."""
+    if config.init_from:
+        origins.check_origin(config.init_from, config.init_unet, unet)
+    elif config.init_unet:
+        raise InputError("config.init_unet names a UNet, but config.init_from is empty")
+
+
+def frozen_networks(config: ml_collections.ConfigDict, unet: UNetConfig) -> Frozen:
+    """Autoencoder and CLIP, read from where `config.init_from` leads, and checked."""
+    return Frozen(codec(config, unet), image_context(config, unet))
+
+
+def image_context(config: ml_collections.ConfigDict, unet: UNetConfig) -> ImageContext | None:
+    """What makes the context out of the first reference; None: the context is all zeros."""
+    if not config.context.image:
+        return None
+    made = _build(
+        "context",
+        origins.load_context,
+        {"init_from": config.init_from, "dtype": config.context.dtype},
     )
+    wanted = (config.context.tokens, unet.context_dim)
+    if made.text_states.shape != wanted:
+        raise InputError(
+            f"config.context.tokens and config.model.context_dim are {wanted}, but the CLIP of "
+            f"config.init_from makes {made.text_states.shape}"
+        )
+    return made
+
+
+def preprocess(frozen: Frozen) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What makes `clip_pixels` of pictures for the image context; None where there is none."""
+    if frozen.context_encoder is None:
+        return None
+    return functools.partial(clip_vision.preprocess, settings=frozen.context_encoder.preprocessing)
+
+
+def initial_params(config: ml_collections.ConfigDict, unet: UNetConfig) -> Params:
+    """Parameters before the first step: those of `config.init_from`, or fresh ones."""
+    if config.init_from:
+        return origins.initial_unet(config.init_from, config.init_unet, unet)
+    return init_unet(unet, config.seed)
 
 
 def codec(config: ml_collections.ConfigDict, unet: UNetConfig) -> Codec:
     """The image ↔ latent codec, checked against the network and the image size."""
-    if config.codec.kind == "vae" or config.init_from:
-        raise InputError(
-            f"config.codec.kind is {config.codec.kind!r} and config.init_from is "
-            f"{config.init_from!r}: training cannot start from converted weights in this release; "
-            "configs/tiny.py trains without any"
-        )
-    made = _build("codec", build_codec, {"spec": config.codec.to_dict()})
+    made = _build(
+        "codec", origins.load_codec, {"spec": config.codec.to_dict(), "init_from": config.init_from}
+    )
     wanted = (2 * made.channels + 1, made.channels)
     if (unet.in_channels, unet.out_channels) != wanted:
         raise InputError(

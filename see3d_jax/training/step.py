@@ -9,6 +9,8 @@ A step whose loss or gradient is not finite leaves the model as it was and is co
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +27,39 @@ from see3d_jax.training.state import Frozen, Params, TrainState
 
 
 def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW with linear warm-up to a constant learning rate."""
+    """Global-norm clipping, then AdamW with linear warm-up to a constant learning rate.
+
+    What `spec.trainable` leaves out is neither moved nor decayed, and has no moments.
+    """
 
     def rate(count: jax.Array) -> jax.Array:
         return spec.learning_rate * jnp.minimum(1.0, (count + 1) / max(1, spec.warmup_steps))
 
-    return optax.chain(
+    adamw = optax.chain(
         optax.clip_by_global_norm(spec.clip_norm),
         optax.adamw(rate, spec.b1, spec.b2, spec.eps, weight_decay=spec.weight_decay),
+    )
+    if spec.trainable == "all":
+        return adamw
+
+    def labels(params: Params) -> Params:
+        return _map_paths(lambda path, _: "trained" if spec.trains(path) else "kept", params)
+
+    return optax.partition({"trained": adamw, "kept": optax.set_to_zero()}, labels)
+
+
+def trained_only(grads: Params, spec: OptimizerSpec) -> Params:
+    """The gradient with zeros for what is not trained, which XLA then does not compute."""
+    if spec.trainable == "all":
+        return grads
+    return _map_paths(lambda path, g: g if spec.trains(path) else jnp.zeros_like(g), grads)
+
+
+def _map_paths(function: Callable[[str, Any], Any], tree: Params) -> Params:
+    """function(path, leaf) for every leaf, paths as in parameters.txt."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        tree,
     )
 
 
@@ -70,6 +97,7 @@ def train_step(
         state.params, batch, frozen, schedule, jax.random.fold_in(key, state.step),
         spec=spec, mesh=mesh,
     )  # fmt: skip
+    grads = trained_only(grads, spec.optimizer)
     new_state = _updated(state, loss, grads, spec)
     new_state = jax.lax.with_sharding_constraint(new_state, state_shardings(new_state, mesh))
     counts = {"skipped": new_state.skipped, "skipped_in_row": new_state.skipped_in_row}
@@ -83,7 +111,8 @@ def _updated(state: TrainState, loss: jax.Array, grads: Params, spec: TrainSpec)
     # Warm-up: a fixed decay would keep the random first weights in the average for long.
     taken = state.step - state.skipped
     decay = jnp.minimum(spec.ema_decay, (1.0 + taken) / (10.0 + taken))
-    ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
+    # Written so that the average of what is not trained stays what it is, to the bit.
+    ema_params = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema_params, params)
 
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
     new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)

@@ -78,7 +78,11 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert (finished / "samples" / "step_000006.png").stat().st_size > 1000
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     scores = next(row for row in rows if "heldout_psnr" in row)
-    assert {"heldout_psnr_copy", "heldout_psnr_masked"} <= scores.keys()
+    assert {
+        "heldout_psnr_copy",
+        "heldout_psnr_hole_inpainted",
+        "heldout_ssim_condition",
+    } <= scores.keys()
 
 
 def test_a_resumed_run_is_bit_identical_to_a_straight_one(finished, clip_folder, tmp_path):
