@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,11 +88,12 @@ def _memory(compiled: Compiled, limit: int) -> dict[str, Any]:
 
 
 def _gathers(collectives: list[Collective]) -> dict[str, Any]:
-    """{purpose: GiB by dtype} of the all-gathers, and the share of gradients that is scattered."""
+    """{purpose: {dtype: GiB}} of the all-gathers."""
     found: dict[str, dict[str, float]] = {}
     for one in collectives:
         if one.kind == "all-gather":
-            purpose = next((p for p in PURPOSES if f"/{p}/" in one.scope), "other")
+            words = re.split(r"[/()]", one.scope)  # "…/jvp(weights)/all_gather"
+            purpose = next((p for p in PURPOSES if p in words), "other")
             entry = found.setdefault(purpose, {})
             entry[one.dtype] = entry.get(one.dtype, 0) + one.total_bytes
     return {

@@ -160,7 +160,8 @@ class Attention(nnx.Module):
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         if view_axis is not None:
-            k, v = (jax.lax.all_gather(y, view_axis, axis=1, tiled=True) for y in (k, v))
+            with jax.named_scope("keys_and_values"):
+                k, v = (jax.lax.all_gather(y, view_axis, axis=1, tiled=True) for y in (k, v))
         return self.to_out["0"](attention(q, k, v, backend=self.backend).reshape(x.shape))
 
 

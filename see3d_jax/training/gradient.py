@@ -170,7 +170,8 @@ def gather(specs: Any, shards: Any, dtype: Any = None) -> Any:
         for dimension, axes in enumerate(spec):
             if axes is not None:
                 cast = shard if dtype is None else shard.astype(dtype)
-                return jax.lax.all_gather(cast, axes, axis=dimension, tiled=True)
+                with jax.named_scope("weights"):  # tools.plan_aot tells gathers apart by it
+                    return jax.lax.all_gather(cast, axes, axis=dimension, tiled=True)
         return shard
 
     return jax.tree.map(whole, shards, specs)

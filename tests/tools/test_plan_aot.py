@@ -134,7 +134,7 @@ def test_a_price_is_of_chips_and_hours():
 def compiled(**changes):
     gather = Collective(
         "all-gather", "bf16", bytes=2**20, group=8, times=3, members=tuple(range(8)),
-        scope="jit(train_step)/weights/all_gather",
+        scope="jit(train_step)/jvp(weights)/all_gather",
     )  # fmt: skip
     made = Compiled(
         arguments=2 * GIB, outputs=2 * GIB, aliased=2 * GIB, temporaries=4 * GIB, peak=5 * GIB,
