@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.norm_groups = 16
     config.model.dtype = "float32"
     config.model.remat = False
+    config.model.view_exchange = "gather"  # "ring": less memory for very many tokens
 
     config.context = ml_collections.ConfigDict()  # what cross-attention reads
     config.context.tokens = 1

@@ -99,8 +99,10 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """[..., i, j] × [..., j, k] with a float32 result.
 
     Every product below is brought into this one form: XLA's CPU backend is several times slower
-    when it has to contract over leading axes.
+    when it has to contract over leading axes, and knows no half-precision product of some of them.
     """
+    if _platform() == "cpu":
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
@@ -138,31 +140,35 @@ def _join(x: jax.Array, n: int) -> jax.Array:
     return jnp.moveaxis(x, 0, 2).reshape(b, h, chunks * chunk, *rest)[:, :, :n]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _chunked_attention(q: jax.Array, k: jax.Array, v: jax.Array, chunk: int) -> jax.Array:
-    return _chunked_forward(q, k, v, chunk)[0]
-
-
-def _chunked_forward(
+def softmax_by_chunks(
     q: jax.Array, k: jax.Array, v: jax.Array, chunk: int
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, jax.Array]:
+    """One chunk of queries after the other; no gradient of its own.
+
+    q [B, heads, N, d], k and v [B, heads, M, d] → output [B, heads, N, d] and log-sum-exp
+    [B, heads, N], both float32.
+    """
     k_transposed = jnp.swapaxes(k, 2, 3)
     out, lse = jax.lax.map(lambda rows: _softmax_attention(rows, k_transposed, v), _split(q, chunk))
-    out = checkpoint_name(_join(out, q.shape[2]).astype(q.dtype), SAVED_NAMES[0])
-    lse = checkpoint_name(_join(lse, q.shape[2]), SAVED_NAMES[1])
-    return out, (q, k, v, out, lse)
+    return _join(out, q.shape[2]), _join(lse, q.shape[2])
 
 
-def _chunked_backward(
-    chunk: int, saved: tuple[jax.Array, ...], d_out: jax.Array
+def gradients_by_chunks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    out: jax.Array,
+    lse: jax.Array,
+    d_out: jax.Array,
+    chunk: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients chunk by chunk: the softmax weights come back from logits and log-sum-exp.
+    """Gradients (dQ, dK, dV) in float32: the softmax weights come back from the log-sum-exp.
 
     With P = exp(S − lse): dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P ∘ (dP − rowsum(dO ∘ O)). Everything is
     held transposed, [keys, queries], so that all five products are plain row-by-column ones.
-    Padded queries have dO = 0, hence dS = 0 and no share in dK or dV.
+    Padded queries have dO = 0, hence dS = 0 and no share in dK or dV. Where k and v are only a part
+    of the keys that `out` and `lse` were made with, dQ is that part's share.
     """
-    q, k, v, out, lse = saved
     scale = 1 / math.sqrt(q.shape[-1])
     k_transposed = jnp.swapaxes(k, 2, 3)
     row = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
@@ -180,10 +186,35 @@ def _chunked_backward(
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     rows = tuple(_split(x, chunk) for x in (q, d_out.astype(q.dtype), lse, row))
     (d_k, d_v), d_q = jax.lax.scan(one_chunk, zeros, rows)
-    return _join(d_q, q.shape[2]).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+    return _join(d_q, q.shape[2]), d_k, d_v
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _chunked_attention(q: jax.Array, k: jax.Array, v: jax.Array, chunk: int) -> jax.Array:
+    return _chunked_forward(q, k, v, chunk)[0]
+
+
+def _chunked_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, chunk: int
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    out, lse = name_for_remat(*softmax_by_chunks(q, k, v, chunk), q.dtype)
+    return out, (q, k, v, out, lse)
+
+
+def _chunked_backward(
+    chunk: int, saved: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q, k, v, out, lse = saved
+    d_q, d_k, d_v = gradients_by_chunks(q, k, v, out, lse, d_out, chunk)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
 _chunked_attention.defvjp(_chunked_forward, _chunked_backward)
+
+
+def name_for_remat(out: jax.Array, lse: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """The output in `dtype` and the log-sum-exp, marked as what a remat policy should keep."""
+    return checkpoint_name(out.astype(dtype), SAVED_NAMES[0]), checkpoint_name(lse, SAVED_NAMES[1])
 
 
 def _splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ from see3d_jax.models.layers import (
     timestep_embedding,
     upsample_nearest,
 )
+from see3d_jax.models.view_attention import EXCHANGES, view_attention
 
 Params = dict[str, Any]
 
@@ -69,6 +70,8 @@ class UNetConfig:
       dtype: what the network computes in ("float32" or "bfloat16"); parameters are float32.
       remat: recompute each block in the backward pass, keeping block inputs and attention outputs.
       attention_backend: see `see3d_jax.models.attention`.
+      view_exchange: how devices that share the views of a sample exchange keys and values; see
+        `see3d_jax.models.view_attention`.
     """
 
     in_channels: int = 9
@@ -84,6 +87,7 @@ class UNetConfig:
     dtype: str = "float32"
     remat: bool = False
     attention_backend: str = "auto"
+    view_exchange: str = "gather"
 
     def __post_init__(self) -> None:
         for name in ("channel_mult", "attention_strides"):  # lists come from config files
@@ -94,6 +98,8 @@ class UNetConfig:
             raise ValueError(f"dtype: expected float32 or bfloat16, got {self.dtype!r}")
         if self.attention_backend not in BACKENDS:
             raise ValueError(f"attention_backend: {self.attention_backend!r} is not in {BACKENDS}")
+        if self.view_exchange not in EXCHANGES:
+            raise ValueError(f"view_exchange: {self.view_exchange!r} is not in {EXCHANGES}")
         for level, multiple in enumerate(self.channel_mult):
             width = multiple * self.model_channels
             if width % self.norm_groups:
@@ -146,6 +152,7 @@ class Attention(nnx.Module):
         self.to_out = numbered({0: Linear(width, width, dtype=dtype)})
         self.head_dim = config.head_dim
         self.backend = config.attention_backend
+        self.view_exchange = config.view_exchange
 
     def __call__(
         self, x: jax.Array, context: jax.Array | None = None, view_axis: str | None = None
@@ -159,10 +166,13 @@ class Attention(nnx.Module):
             y.reshape(*y.shape[:2], -1, self.head_dim)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        if view_axis is not None:
-            with jax.named_scope("keys_and_values"):
-                k, v = (jax.lax.all_gather(y, view_axis, axis=1, tiled=True) for y in (k, v))
-        return self.to_out["0"](attention(q, k, v, backend=self.backend).reshape(x.shape))
+        if view_axis is None:
+            out = attention(q, k, v, backend=self.backend)
+        else:
+            out = view_attention(
+                q, k, v, view_axis, exchange=self.view_exchange, backend=self.backend
+            )
+        return self.to_out["0"](out.reshape(x.shape))
 
 
 class GatedUnit(nnx.Module):

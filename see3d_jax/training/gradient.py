@@ -76,8 +76,7 @@ def loss_and_gradient(
         loss, grads = _accumulated(
             jax.value_and_grad(loss_of), params, batch | {"row": rows}, spec.accumulate
         )
-        dtype = jnp.dtype(spec.unet.dtype if mesh.shape["data"] > 1 else "float32")
-        reduce = functools.partial(_sum_over_devices, dtype=dtype)
+        reduce = functools.partial(_sum_over_devices, mesh=mesh, dtype=jnp.dtype(spec.unet.dtype))
         grads = jax.tree.map(reduce, grads, weight_specs)
         return jax.lax.psum(loss, (*ROW_AXES, VIEW_AXIS)), grads
 
@@ -167,24 +166,37 @@ def gather(specs: Any, shards: Any, dtype: Any = None) -> Any:
     """
 
     def whole(shard: jax.Array, spec: P) -> jax.Array:
-        for dimension, axes in enumerate(spec):
-            if axes is not None:
-                cast = shard if dtype is None else shard.astype(dtype)
-                with jax.named_scope("weights"):  # tools.plan_aot tells gathers apart by it
-                    return jax.lax.all_gather(cast, axes, axis=dimension, tiled=True)
-        return shard
+        dimension = _split_dimension(spec)
+        if dimension is None:
+            return shard
+        shard = shard if dtype is None else shard.astype(dtype)
+        # The pieces are stacked on a new outer axis and joined here: collectives over an inner axis
+        # whose pieces do not fill memory tiles (320 / 8 = 40) do not scatter, they reduce
+        # everything everywhere.
+        with jax.named_scope("weights"):  # tools.plan_aot tells gathers apart by it
+            pieces = jax.lax.all_gather(shard, WEIGHT_AXES, axis=0)
+        pieces = jnp.moveaxis(pieces, 0, dimension)
+        size = shard.shape[dimension] * pieces.shape[dimension]
+        return pieces.reshape(*shard.shape[:dimension], size, *shard.shape[dimension + 1 :])
 
     return jax.tree.map(whole, shards, specs)
 
 
-def _sum_over_devices(gradient: jax.Array, spec: P, dtype: Any) -> jax.Array:
+def _split_dimension(spec: P) -> int | None:
+    """The dimension of a weight that is split over `WEIGHT_AXES`, if one is."""
+    return next((i for i, axes in enumerate(spec) if axes == WEIGHT_AXES), None)
+
+
+def _sum_over_devices(gradient: jax.Array, spec: P, *, mesh: Mesh, dtype: Any) -> jax.Array:
     """What is still to be added up once reduce-scatter has done its part.
 
     A split weight's gradient went over the wire in `dtype` before; it does so again.
     """
-    if any(spec):
-        return jax.lax.psum(gradient.astype(dtype), "data").astype(gradient.dtype)
-    return jax.lax.psum(gradient, (*ROW_AXES, VIEW_AXIS))
+    if _split_dimension(spec) is None:
+        return jax.lax.psum(gradient, (*ROW_AXES, VIEW_AXIS))
+    if mesh.shape["data"] == 1:
+        return gradient
+    return jax.lax.psum(gradient.astype(dtype), "data").astype(gradient.dtype)
 
 
 def manual_axes(mesh: Mesh) -> frozenset[str]:

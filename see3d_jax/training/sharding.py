@@ -38,7 +38,7 @@ TENSOR_RULES: tuple[tuple[str, int], ...] = (
     (r"ff/net/0/proj/weight$", 1),
     (r"ff/net/2/weight$", 0),
 )
-MIN_SPLIT_BYTES = 2**16
+MIN_SPLIT_BYTES = 2**17
 
 
 def make_mesh(
@@ -98,21 +98,12 @@ def _weight_spec(name: str, leaf: Any, mesh: Mesh, min_split_bytes: int) -> P:
     parts = int(np.prod([mesh.shape[axis] for axis in WEIGHT_AXES]))
     free = [i for i, entry in enumerate(entries) if entry is None and leaf.shape[i] % parts == 0]
     if free:
-        entries[max(free, key=lambda i: _preference(leaf.shape, i, parts))] = WEIGHT_AXES
+        # The one before the last, if it divides: its pieces are contiguous rows. Pieces of the last
+        # would be scattered over memory tiles, and XLA reduces such gradients whole, everywhere.
+        entries[min(free, key=lambda i: abs(i - (leaf.ndim - 2)))] = WEIGHT_AXES
     elif parts > 1:
         logging.warning("%s %s does not divide by fsdp × view = %d", name, leaf.shape, parts)
     return P(*entries)
-
-
-def _preference(shape: tuple[int, ...], dimension: int, parts: int) -> tuple[bool, int, int]:
-    """Larger for a dimension whose pieces fill the (16, 128) tiles of a TPU's memory.
-
-    Collectives over other pieces cannot scatter: they reduce everything everywhere. Then the one
-    further out, for the inner tile is the wider.
-    """
-    piece = shape[dimension] // parts
-    tile = 128 if dimension == len(shape) - 1 else 16
-    return piece % tile == 0, piece & -piece, -dimension
 
 
 def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:

@@ -168,6 +168,15 @@ def test_half_precision_keeps_softmax_in_float32():
     assert np.abs(half.astype(jnp.float32) - _reference(q, k, v)).max() < 0.1
 
 
+def test_half_precision_has_gradients_on_every_device():
+    q, k, v, d_out = _inputs(40, 50)
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v, d_out)]
+    run = lambda *x: attention(*x, backend="chunked", chunk=16)  # noqa: E731
+    expected = _value_and_gradients(_reference, q, k, v, d_out)
+    for found, wanted in zip(_value_and_gradients(run, *half), expected):
+        assert np.abs(found.astype(jnp.float32) - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
 def test_memory_of_forward_and_backward_is_linear_in_tokens():
     def temporary_bytes(tokens):
         x = jax.ShapeDtypeStruct((1, tokens, 1, 16), jnp.float32)

@@ -213,6 +213,7 @@ def test_inputs_of_the_wrong_shape_are_named(field, change, message):
         ({"norm_groups": 30}, "norm_groups"),
         ({"dtype": "float64"}, "dtype"),
         ({"attention_backend": "fast"}, "attention_backend"),
+        ({"view_exchange": "mail"}, "view_exchange"),
     ],
 )
 def test_impossible_architectures_are_refused(fields, message):

@@ -2,7 +2,7 @@
 
 Run by test_sharding.py in a process of its own, because the number of devices is fixed at start.
 
-    python run_layouts.py LAYOUT …      e.g. 1,1,1,1 or 2,2,2,1 (data, fsdp, view, tensor)
+    python run_layouts.py LAYOUT …      e.g. 1,1,1,1 (data, fsdp, view, tensor) or 2,2,2,1,ring
 
 Prints JSON: {layout: {"losses", "gradient", "split"}} where "gradient" is the largest difference of
 the first gradient from that of the plain formula on one device, relative to the largest entry, and
@@ -77,18 +77,19 @@ def formula(spec):
     return jax.jit(jax.grad(functools.partial(plain_loss, spec=spec)))
 
 
-SINGLE = {}
+@functools.cache
+def single_gradient(spec):
+    """The formula's gradient of the first batch on one device."""
+    config = config_of((1, 1, 1, 1))
+    frozen, schedule = Frozen(settings.codec(config, spec.unet)), settings.noise_schedule(config)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    return formula(spec)(awake(spec.unet), next(batches()), frozen, schedule, key)
 
 
-def single_gradient(spec, *arguments):
-    """The formula's gradient of the first batch on one device; the same for all layouts."""
-    if spec not in SINGLE:
-        SINGLE[spec] = formula(spec)(awake(spec.unet), next(batches()), *arguments)
-    return SINGLE[spec]
-
-
-def run(layout, plain=False):
-    config = config_of(layout)
+def run(name, plain):
+    *layout, exchange = name.split(",") if name.endswith("ring") else (*name.split(","), "gather")
+    layout = [int(size) for size in layout]
+    config = config_of(layout, **{"model.view_exchange": exchange})
     spec, schedule = settings.train_spec(config), settings.noise_schedule(config)
     frozen = Frozen(settings.codec(config, spec.unet))
     mesh = sharding.make_mesh(config, jax.devices()[: int(np.prod(layout))])
@@ -99,10 +100,10 @@ def run(layout, plain=False):
     result = {"split": split}
 
     batch = sharding.put_batch(next(stream), mesh)
-    arguments = (frozen, schedule, jax.random.fold_in(key, 0))
-    single = single_gradient(spec, *arguments)
+    single = single_gradient(spec)
     if plain:
-        result["plain"] = difference(formula(spec)(state.params, batch, *arguments), single)
+        by_xla = formula(spec)(state.params, batch, frozen, schedule, jax.random.fold_in(key, 0))
+        result["plain"] = difference(by_xla, single)
 
     losses = []
     for index in range(STEPS):
@@ -139,6 +140,4 @@ def difference(found, wanted):
 if __name__ == "__main__":
     plain = "--plain" in sys.argv
     names = [name for name in sys.argv[1:] if not name.startswith("--")]
-    layouts = {name: tuple(map(int, name.split(","))) for name in names}
-    results = {n: run(layout, plain and n == names[-1]) for n, layout in layouts.items()}
-    print(json.dumps(results))
+    print(json.dumps({name: run(name, plain and name == names[-1]) for name in names}))

@@ -63,8 +63,8 @@ def test_weights_averages_and_moments_are_split_over_fsdp_and_view(layouts):
 
 
 @pytest.mark.slow
-def test_tensor_parallelism_changes_nothing_either():
-    found = run_layouts("1,1,1,1", "1,8,1,1", "1,2,2,2")
+def test_tensor_parallelism_and_the_ring_change_nothing_either():
+    found = run_layouts("1,1,1,1", "1,8,1,1", "1,2,2,2", "2,2,2,1,ring", "1,1,8,1,ring")
     one_device = found["1,1,1,1"]["losses"]
     for result in found.values():
         assert result["losses"] == pytest.approx(one_device, rel=1e-5)
