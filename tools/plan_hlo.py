@@ -105,15 +105,17 @@ def parse_collectives(text: str, devices: int) -> tuple[list[Collective], int]:
 
 
 def totals(collectives: Iterable[Collective]) -> dict[str, dict[str, float]]:
-    """{kind and dtype: {"operations", "bytes", "wire_bytes"}} of a step on a device."""
+    """{kind and dtype: {"operations", "bytes", "wire_bytes", "largest"}} of a step on a device."""
     sums: dict[str, dict[str, float]] = {}
     for one in collectives:
         entry = sums.setdefault(
-            f"{one.kind} {one.dtype}", {"operations": 0, "bytes": 0, "wire_bytes": 0.0}
+            f"{one.kind} {one.dtype}",
+            {"operations": 0, "bytes": 0, "wire_bytes": 0.0, "largest": 0},
         )
         entry["operations"] += one.times
         entry["bytes"] += one.total_bytes
         entry["wire_bytes"] += one.wire_bytes
+        entry["largest"] = max(entry["largest"], one.bytes)
     return dict(sorted(sums.items(), key=lambda item: -item[1]["bytes"]))
 
 

@@ -49,6 +49,7 @@ def report(terms: Terms, sizes: dict[str, int], compiled: Compiled) -> dict[str,
                 "operations": entry["operations"],
                 "gib": gib(entry["bytes"]),
                 "wire_gib": gib(entry["wire_bytes"]),
+                "largest_mib": round(entry["largest"] / 2**20, 3),
             }
             for name, entry in totals(compiled.collectives).items()
         },

@@ -130,7 +130,7 @@ def devices(topology: Topology) -> list[Any]:
 
 
 def _tpus(topology: Topology) -> list[Any]:
-    library = _libtpu()
+    library = tpu_library()
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_LIBRARY_PATH": str(library),
@@ -153,8 +153,8 @@ def _tpus(topology: Topology) -> list[Any]:
     return _checked(topology, found)
 
 
-def _libtpu() -> Path:
-    """The TPU compiler: TPU_LIBRARY_PATH, or the installed package."""
+def tpu_library() -> Path:
+    """The TPU compiler: TPU_LIBRARY_PATH, or the installed package; InputError without one."""
     given = os.environ.get("TPU_LIBRARY_PATH")
     if given:
         if not Path(given).is_file():

@@ -9,7 +9,7 @@ import pytest
 
 from see3d_jax.errors import InputError
 from see3d_jax.models.unet import UNetConfig
-from tools import plan_aot, plan_cost, plan_topology
+from tools import plan_aot, plan_cost, plan_table, plan_topology
 from tools.plan_cost import PAPER_STAGES, Problem, Terms, Work, predict, ranked_meshes, step_times
 from tools.plan_hlo import Collective
 from tools.plan_jaxpr import ExecutedFlops
@@ -197,3 +197,29 @@ def test_the_paper_stages_are_those_of_the_paper():
     assert [(s.views, s.batch, s.steps) for s in plan_cost.PAPER_STAGES] == [
         (5, 560, 120_000), (16, 228, 200_000)
     ]  # fmt: skip
+
+
+def test_saved_plans_become_the_tables_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{plan_table.MARKERS[0]}\nold\n{plan_table.MARKERS[1]}\nafter\n")
+    file = tmp_path / "v5e-64.json"
+    file.write_text(json.dumps(report(terms(), mesh(data=8, fsdp=8), compiled())))
+    for _ in range(2):  # again changes nothing
+        plan_table.app([str(file), "--markdown", str(page)], standalone_mode=False)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.count("| v5e:8x8 | data 8, fsdp 8 | 16 |") == 3
+    assert "`--topology v5e:8x8 --mesh data=8,fsdp=8,view=1 --latents`" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    widths = {row.count("|") for row in rows[:3]}
+    assert len(widths) == 1
+
+
+def test_other_files_and_pages_without_a_place_are_refused(tmp_path):
+    file, page = tmp_path / "plan.json", tmp_path / "page.md"
+    file.write_text("{}")
+    with pytest.raises(InputError, match=r"plan\.json: not a plan"):
+        plan_table.app([str(file)], standalone_mode=False)
+    file.write_text(json.dumps(report(terms(), mesh(fsdp=64), compiled())))
+    with pytest.raises(InputError, match=r"page\.md: has no place"):
+        plan_table.app([str(file), "--markdown", str(page)], standalone_mode=False)

@@ -121,7 +121,7 @@ def test_totals_are_by_kind_and_dtype_and_the_largest_come_first(found):
     sums = totals(found)
     assert next(iter(sums)) == "all-gather bf16"
     assert sums["all-gather bf16"] == {
-        "operations": 8, "bytes": 8 * 32768, "wire_bytes": 8 * 32768 * 7 / 8
+        "operations": 8, "bytes": 8 * 32768, "wire_bytes": 8 * 32768 * 7 / 8, "largest": 32768
     }  # fmt: skip
 
 
