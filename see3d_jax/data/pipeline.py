@@ -3,13 +3,13 @@
     ArrayRecord shards → mixture → a batch of examples per step → threads or workers → batches
 
 The stream is one long list of rows. Row i of step n is a pure function of (seed, n · batch size +
-i), whatever the number of threads, worker processes or data groups: its folder, its clip, frames,
+i), whatever the number of threads, worker processes or hosts: its folder, its clip, frames,
 masks and warps. A clip that cannot be used is replaced by another draw, never dropped, so rows
 never shift; it is counted and named on stderr. All rows of a step share the size of their views.
 Which arrays a batch holds is told in `data.examples`, here with a leading axis [B].
 
 The position of an iterator is the number of the next step: a small JSON value that any number of
-workers or groups can continue from.
+workers or hosts can continue from.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SKIPS = "skips"  # travels with a batch from the worker that made it, see `Batc
 
 @dataclasses.dataclass(frozen=True)
 class BatchMaker:
-    """Makes the batch of a step, or one data group's rows of it. Travels to worker processes.
+    """Makes the batch of a step, or some rows of it. Travels to worker processes.
 
     Attributes:
       mixture: where clips come from.
@@ -43,7 +43,7 @@ class BatchMaker:
       batch_size: rows of the global batch, B.
       seed: of the run.
       held_out: sources that are kept for evaluation.
-      group: (g, G): makes rows g·B/G … (g + 1)·B/G − 1.
+      rows: those to make, out of 0 … B − 1; None: all.
       preprocess: makes `clip_pixels`, if wanted.
     """
 
@@ -52,7 +52,7 @@ class BatchMaker:
     batch_size: int
     seed: int
     held_out: HeldOut = NOTHING
-    group: tuple[int, int] = (0, 1)
+    rows: tuple[int, ...] | None = None
     preprocess: Preprocess | None = None
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -61,14 +61,13 @@ class BatchMaker:
         if len(self.spec.sizes) > 1:
             draw = np.random.default_rng((self.seed, step, 1)).integers(len(self.spec.sizes))
             size = self.spec.sizes[draw]
-        rows = self.batch_size // self.group[1]
-        first = step * self.batch_size + self.group[0] * rows
-        batch = empty_batch(self.spec, rows, size, self.mixture.warped)
+        rows = range(self.batch_size) if self.rows is None else self.rows
+        batch = empty_batch(self.spec, len(rows), size, self.mixture.warped)
         skips: list[Skip] = []
         pixels = []
-        for number in range(rows):
-            row = {key: value[number] for key, value in batch.items()}
-            skips += self._fill(row, first + number)
+        for place, number in enumerate(rows):
+            row = {key: value[place] for key, value in batch.items()}
+            skips += self._fill(row, step * self.batch_size + number)
             pixels.append(row.get("clip_pixels"))
         if self.preprocess is not None:
             batch["clip_pixels"] = np.stack(pixels)
@@ -159,7 +158,7 @@ def training_batches(
     *,
     threads: int = 2,
     workers: int = 0,
-    group: tuple[int, int] = (0, 1),
+    rows: tuple[int, ...] | None = None,
     preprocess: Preprocess | None = None,
     skipped: SkippedClips | None = None,
 ) -> BatchIterator:
@@ -173,20 +172,14 @@ def training_batches(
       held_out: sources left out.
       threads: that read and decode, each a batch at a time.
       workers: if > 0, processes to use instead of threads.
-      group: (g, G): which of G equal parts of the global batch this process wants.
+      rows: of the global batch that this process wants, in this order; None: all.
       preprocess: makes `clip_pixels` of the first reference; must be picklable for workers.
       skipped: where clips that cannot be used are counted.
 
-    Raises InputError when the batch does not divide among the groups; `next` raises it when
-    MAX_TRIES clips in a row cannot be used.
+    `next` raises InputError when MAX_TRIES clips in a row cannot be used.
     """
-    if not 0 <= group[0] < group[1] or batch_size % group[1]:
-        raise InputError(
-            f"config.batch_size: {batch_size} rows do not divide among {group[1]} data groups; "
-            "choose a multiple"
-        )
     _one_thread()
-    maker = BatchMaker(mixture, spec, batch_size, seed, held_out, group, preprocess)
+    maker = BatchMaker(mixture, spec, batch_size, seed, held_out, rows, preprocess)
     return BatchIterator(maker, threads, workers, SkippedClips() if skipped is None else skipped)
 
 

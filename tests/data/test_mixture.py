@@ -118,7 +118,7 @@ def test_every_step_has_one_of_the_wanted_shapes_for_all_its_rows(clip_folder):
     maker = BatchMaker(mixture((clip_folder,)), spec, 4, 0)
     shapes = [maker(step)["image"].shape[2:4] for step in range(12)]
     assert set(shapes) == set(spec.sizes)
-    part = BatchMaker(mixture((clip_folder,)), spec, 4, 0, group=(1, 2))
+    part = BatchMaker(mixture((clip_folder,)), spec, 4, 0, rows=(2, 3))
     assert [part(step)["image"].shape[2:4] for step in range(4)] == shapes[:4]
 
 
