@@ -24,6 +24,7 @@ KINDS = ("brush", "blob", "shadow", "side")
 # Shapes are drawn on a canvas whose shorter side is at most this and scaled up with smooth edges:
 # a sixth of the work at 512 pixels, and nothing they show is thinner than four pixels there.
 _CANVAS = 128
+_IS_KNOWN = (np.arange(256) > 127).astype(np.float32)
 _ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
 
 
@@ -48,9 +49,10 @@ def random_mask(
         last = order == len(chosen) - 1
         share = wanted if last else wanted * rng.uniform(0.2, 0.8)
         hole = _dig(rng, hole, share, kinds[index])
+    known = 255 * (1 - hole)
     if scale < 1:
-        hole = cv2.resize(255 * hole, (width, height), interpolation=cv2.INTER_LINEAR) > 127
-    return (hole == 0).astype(np.float32)[..., None]
+        known = cv2.resize(known, (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.LUT(known, _IS_KNOWN)[..., None]
 
 
 def _dig(rng: np.random.Generator, hole: np.ndarray, share: float, kind: str) -> np.ndarray:
@@ -59,7 +61,8 @@ def _dig(rng: np.random.Generator, hole: np.ndarray, share: float, kind: str) ->
     `hole` and the result are uint8 [h, w], 1 = missing.
     """
     draw = {"brush": _brush, "blob": _blob, "shadow": _shadow}.get(kind)
-    size = 1.0  # shapes shrink each time one would overshoot, so the loop ends close to `share`
+    # Large holes are made of large shapes; they shrink each time one would overshoot.
+    size = 1.0 + 2.0 * share
     for _ in range(200):
         if _missing(hole) >= share - 0.02:
             break

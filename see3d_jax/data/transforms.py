@@ -73,13 +73,21 @@ class Crop:
         # OpenCV fills what is missing of a file that was cut off with grey, and says nothing.
         if _END_OF_JPEG not in jpeg[-64:]:
             raise ValueError("a frame is no whole JPEG file")
-        flags = _DECODE[self.reduction] | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), self.decode_flags)
         expected = tuple(-(-side // self.reduction) for side in self.frame)
         if image is None or image.shape[:2] != expected:
             found = "nothing" if image is None else f"{image.shape[:2]} pixels"
             raise ValueError(f"a frame of {self.frame} pixels was expected and {found} decoded")
-        return self._scaled(image, self.reduction, smooth=True)
+        return self.scaled(image)
+
+    @property
+    def decode_flags(self) -> int:
+        """How `cv2.imdecode` is to read the frame: RGB as stored, at 1/reduction of its size."""
+        return _DECODE[self.reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+
+    def scaled(self, decoded: np.ndarray) -> np.ndarray:
+        """The frame as decoded with `decode_flags` → view, uint8 [*size, 3]."""
+        return self._scaled(decoded, self.reduction, smooth=True)
 
     def depth(self, depth: np.ndarray) -> np.ndarray:
         """Planar depth of the frame [H, W] → depth of the view [*size], nearest pixels."""

@@ -69,7 +69,7 @@ def test_views_are_the_frames_they_claim_to_be(clip_folder):
 @settings(max_examples=20)
 @given(step=st.integers(0, 10**6), rows=st.permutations(range(6)), cut=st.integers(1, 5))
 def test_a_row_depends_on_its_position_alone(clip_folder, step, rows, cut):
-    """Row i of step n is row n·B + i of one long stream, for any batch size, by whomever it is made."""
+    """Row i of step n is row n·B + i of one long stream, for any batch size and process."""
     mixture = mixture_of(clip_folder)
     whole = BatchMaker(mixture, SPEC, 6, 0)(step)
     for part in (tuple(rows[:cut]), tuple(rows[cut:])):
