@@ -31,12 +31,7 @@ from see3d_jax.training import checkpoint, distributed, settings
 from see3d_jax.training.evaluate import evaluate
 from see3d_jax.training.metrics_log import Console, MetricsLog, import_wandb
 from see3d_jax.training.settings import TrainSpec
-from see3d_jax.training.sharding import (
-    make_mesh,
-    put_batch,
-    put_whole,
-    state_shardings,
-)
+from see3d_jax.training.sharding import local_rows, make_mesh, put_batch, put_whole, state_shardings
 from see3d_jax.training.state import TrainState, init_state
 from see3d_jax.training.step import make_optimizer, train_step
 
@@ -69,7 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     batches = training_batches(
         clips, example, config.batch_size, config.seed, held_out,
         threads=config.data.threads, workers=config.data.workers, preprocess=preprocess,
-        skipped=skipped,
+        skipped=skipped, rows=local_rows(mesh, config.batch_size),
     )  # fmt: skip
 
     run_key = jax.random.key(config.seed)
@@ -116,7 +111,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
         done = step >= config.num_steps
         while not done:
             with console.waiting_for_input():
-                batch = put_batch(next(batches), mesh)
+                batch = put_batch(next(batches), mesh, config.batch_size)
             state, metrics = train_step(
                 state, batch, frozen, schedule, run_key, spec=spec, mesh=mesh
             )

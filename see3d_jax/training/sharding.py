@@ -113,9 +113,40 @@ def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedShardin
     }
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays [B, V, …] → device arrays placed on ((data, fsdp), view)."""
-    return put_whole(batch, batch_shardings(batch, mesh))
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """The rows of a batch that the devices of this process hold, in ascending order.
+
+    Processes whose devices differ along `view` or `tensor` only need the same rows.
+    """
+    parts = NamedSharding(mesh, P(ROW_AXES)).addressable_devices_indices_map((batch_size,))
+    return tuple(sorted({row for (part,) in parts.values() for row in _rows(part, batch_size)}))
+
+
+def _rows(part: slice, batch_size: int) -> range:
+    return range(*part.indices(batch_size))
+
+
+def put_batch(
+    batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
+) -> dict[str, jax.Array]:
+    """Host arrays [B, V, …] → device arrays placed on ((data, fsdp), view).
+
+    With a `batch_size` the arrays hold only the `local_rows` of a batch of that size.
+    """
+    shardings = batch_shardings(batch, mesh)
+    if batch_size is None:
+        return put_whole(batch, shardings)
+    place = {row: number for number, row in enumerate(local_rows(mesh, batch_size))}
+
+    def put(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = _rows(index[0], batch_size)  # neighbours in the batch are neighbours here
+            first = place[wanted[0]]
+            return rows[(slice(first, first + len(wanted)), *index[1:])]
+
+        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, part)
+
+    return {key: put(value, shardings[key]) for key, value in batch.items()}
 
 
 def put_whole(tree: Any, shardings: Any) -> Any:
