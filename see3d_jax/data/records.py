@@ -33,6 +33,7 @@ from see3d_jax.files import atomic_path
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
 
 SCHEMA_VERSION = 1
 SHARD_GLOB = "clips-*-of-*.array_record"
@@ -198,15 +199,13 @@ def write_shards(
     Shards are written under temporary names and renamed when complete. Record i goes to shard
     i mod num_shards, so the bytes depend only on the records and their order.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"clips-{i:05d}-of-{num_shards:05d}.array_record" for i in range(num_shards)]
     lengths, num_bytes = [0] * num_shards, 0
     with contextlib.ExitStack() as stack:
         temporary = [stack.enter_context(atomic_path(path)) for path in paths]
-        writers = [ArrayRecordWriter(str(path), "group_size:1") for path in temporary]
+        writers = [shard_writer(path) for path in temporary]
         try:
             for index, record in enumerate(records):
                 shard = index % num_shards
@@ -218,8 +217,15 @@ def write_shards(
                 writer.close()
     for stale in set(folder.glob(SHARD_GLOB)) - set(paths):
         stale.unlink()
-    _write_metadata(folder, lengths, num_bytes)
+    write_metadata(folder, lengths, num_bytes)
     return paths
+
+
+def shard_writer(path: Path) -> ArrayRecordWriter:
+    """Opens a new shard; write serialised records, then close it."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    return ArrayRecordWriter(str(path), "group_size:1")  # one record per chunk: random access
 
 
 def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
@@ -313,7 +319,8 @@ def _features() -> tfds.features.FeaturesDict:
     )
 
 
-def _write_metadata(folder: Path, shard_lengths: list[int], num_bytes: int) -> None:
+def write_metadata(folder: Path, shard_lengths: list[int], num_bytes: int) -> None:
+    """Writes the TFDS metadata of a folder whose shards, in order, hold so many records."""
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(

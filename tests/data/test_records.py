@@ -24,7 +24,7 @@ def assert_same_record(left: records.ClipRecord, right: records.ClipRecord) -> N
         elif isinstance(a, np.ndarray):
             np.testing.assert_array_equal(np.asarray(a, np.float32), b)
             assert b.dtype == np.float32
-        elif field.name in ("images", "depth"):
+        elif field.name in ("images", "depth", "latents"):
             assert [bytes(item) for item in a] == list(b)
         else:
             assert a == b, field.name
@@ -65,6 +65,27 @@ def test_any_text_and_any_number_of_frames_survive(clip_id, source, fps, frames)
 
 def test_the_same_record_gives_the_same_bytes():
     assert records.encode(posed_clip(3)) == records.encode(posed_clip(3))
+
+
+def test_records_from_before_there_were_latents_are_read():
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    stored = tf_example_pb2.Example.FromString(records.encode(posed_clip(3)))
+    for name in ("latents", "latent_shape", "latent_size", "latent_codec"):
+        stored.features.feature.pop(name, None)
+    assert_same_record(posed_clip(3), records.decode(stored.SerializeToString()))
+
+
+def test_latents_survive_in_half_precision():
+    latents = np.random.default_rng(0).normal(size=(3, 2, 4, 5)).astype(np.float32)
+    clip = dataclasses.replace(
+        moving_crop_clip("coffee", 3), latents=[records.encode_latent(x) for x in latents],
+        latent_shape=(2, 4, 5), latent_size=(16, 32), latent_codec="a codec",
+    )  # fmt: skip
+    read = records.decode(records.encode(clip))
+    assert_same_record(clip, read)
+    np.testing.assert_array_equal(read.latent(1), latents[1].astype(np.float16))
+    assert read.latent(1).dtype == np.float32
 
 
 def test_an_unknown_version_is_named_and_explained(monkeypatch):
