@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,42 @@ def test_a_mesh_that_does_not_fit_the_devices_says_what_to_change(changes, messa
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=message):
         make_mesh(config)
+
+
+ROWS_OF_TWO_PROCESSES = """
+import sys, jax, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from jax.sharding import Mesh
+from see3d_jax.training.sharding import AXES, local_rows, put_batch
+# as on a pod, where the chips of one host need not be neighbours in the mesh
+devices = np.array(jax.devices()).reshape(2, 2, 2, 1).transpose(1, 0, 2, 3)
+mesh = Mesh(devices, AXES)
+rows = local_rows(mesh, 8)
+whole = {"image": np.arange(8 * 4 * 3.0).reshape(8, 4, 3), "clip_pixels": np.arange(8.0)[:, None]}
+placed = put_batch({key: value[list(rows)] for key, value in whole.items()}, mesh, 8)
+for key, value in placed.items():
+    assert value.shape == whole[key].shape
+    for shard in value.addressable_shards:
+        np.testing.assert_array_equal(shard.data, whole[key][shard.index])
+print(*rows)
+"""
+
+
+def test_each_process_needs_only_the_rows_of_its_devices():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(HERE.parents[1]),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ROWS_OF_TWO_PROCESSES, address, str(number)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [output for output, _ in outputs] == ["0 1 4 5\n", "2 3 6 7\n"]
