@@ -9,24 +9,42 @@ LPIPS as in `evaluation`; all averaged over target views. docs/training.md lists
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from see3d_jax.data.inpainting import inpaint
 from see3d_jax.data.pipeline import Batch
-from see3d_jax.diffusion.loss import diffusion_loss, draw_loss_noise
+from see3d_jax.diffusion.loss import Denoise, diffusion_loss, draw_loss_noise
 from see3d_jax.diffusion.sampler import SamplerConfig, sample
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.evaluation.lpips import Lpips, lpips
 from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.media import contact_sheet
 from see3d_jax.training.distributed import fetch
+from see3d_jax.training.gradient import (
+    gather,
+    local_denoiser,
+    manual_axes,
+    manual_specs,
+    positions,
+)
 from see3d_jax.training.inputs import EMPTY, batch_context, encode_batch
 from see3d_jax.training.settings import EvaluationSpec, TrainSpec
+from see3d_jax.training.sharding import (
+    BATCH,
+    ROW_AXES,
+    VIEW_AXIS,
+    batch_shardings,
+    put_whole,
+    state_shardings,
+)
 from see3d_jax.training.state import Frozen, Params
-from see3d_jax.training.step import denoiser
 
 GRID_COLUMNS = ("reference", "condition", "prediction", "truth")
 
@@ -39,30 +57,43 @@ def evaluate(
     key: jax.Array,
     *,
     spec: TrainSpec,
+    mesh: Mesh,
     evaluation: EvaluationSpec,
     perceptual: Lpips | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
     """All numbers of the held-out batch by name, and its picture uint8 [H, W, 3].
 
-    The same key gives the same noise, so that numbers of different steps can be compared. Every
-    process of a run must call it.
+    The same key gives the same noise, so that numbers of different steps can be compared.
+
+    Args:
+      params, frozen: placed by `sharding.state_shardings`.
+      batch: host arrays as in `data.pipeline`, the same in every process; all must call this.
+      schedule, key, spec: as for `step.train_step`.
+      mesh: the devices; they share the rows, which are repeated until they divide.
+      evaluation: what is measured.
+      perceptual: network for LPIPS; None leaves it out.
     """
-    losses = fetch(
-        bucket_losses(
-            params, batch, frozen, schedule, key, spec=spec, buckets=evaluation.loss_buckets
-        )
-    )
-    predicted = fetch(
-        sample_views(params, batch, frozen, schedule, key, spec=spec, sampler=evaluation.sampler)
-    )
-    width = schedule.num_timesteps // evaluation.loss_buckets
+    rows = len(batch["is_reference"])
+    slots = mesh.shape["data"] * mesh.shape["fsdp"]
+    repeated = np.arange(-(-rows // slots) * slots) % rows
+    padded = {name: x[repeated] for name, x in batch.items()}
+    placed = put_whole(padded, batch_shardings(padded, mesh))
+    arguments = (params, placed, frozen, schedule, key)
+
+    buckets = evaluation.loss_buckets
+    sums = fetch(target_errors(*arguments, spec=spec, mesh=mesh, buckets=buckets, rows=rows))
+    losses = sums[:rows].sum(0) / (~batch["is_reference"]).sum()
+    width = schedule.num_timesteps // buckets
     scores = {"heldout_loss": float(losses.mean())}
     scores |= {f"heldout_loss_t{i * width:03d}": float(loss) for i, loss in enumerate(losses)}
+
+    predicted = fetch(sample_views(*arguments, spec=spec, mesh=mesh, sampler=evaluation.sampler))
+    predicted = predicted[:rows]
     return scores | score(batch, predicted, perceptual), sample_grid(batch, predicted)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "buckets"))
-def bucket_losses(
+@functools.partial(jax.jit, static_argnames=("spec", "mesh", "buckets", "rows"))
+def target_errors(
     params: Params,
     batch: dict[str, jax.Array],
     frozen: Frozen,
@@ -70,33 +101,42 @@ def bucket_losses(
     key: jax.Array,
     *,
     spec: TrainSpec,
+    mesh: Mesh,
     buckets: int,
+    rows: int,
 ) -> jax.Array:
-    """The loss on a batch with the visual condition, [buckets] float32.
+    """The loss with the visual condition, summed over each row's targets: [B, buckets] float32.
 
-    The timesteps are cut into `buckets` equal ranges; in each, the samples of the batch get
-    timesteps at even distances. All ranges share the same noise.
+    The timesteps are cut into `buckets` equal ranges; in each, `rows` rows get timesteps at even
+    distances. All ranges share the same noise.
     """
-    x_0, condition, mask = encode_batch(frozen.codec, batch)
-    context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
-    rows, views = batch["is_reference"].shape
-    noise = draw_loss_noise(
-        key, jnp.arange(rows), jnp.arange(views), x_0.shape[2:],
-        num_timesteps=schedule.num_timesteps, drop_probability=0.0,
-    )  # fmt: skip
     width = schedule.num_timesteps / buckets
-    timesteps = (np.arange(buckets)[:, None] + (np.arange(rows) + 0.5) / rows) * width
 
-    def loss_at(t: jax.Array) -> jax.Array:
-        return diffusion_loss(
-            denoiser(spec, params), schedule, x_0, condition, mask, batch["is_reference"], context,
-            noise.replace(t=t), weight_form=spec.objective.weight_form, beta=spec.objective.beta,
-        )[0]  # fmt: skip
+    def errors(
+        denoise: Denoise, row: jax.Array, batch: dict, frozen: Frozen, schedule: Schedule, key: Any
+    ) -> jax.Array:
+        x_0, condition, mask = encode_batch(frozen.codec, batch)
+        context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
+        noise = draw_loss_noise(
+            key, row[None], positions(x_0.shape[1], VIEW_AXIS), x_0.shape[2:],
+            num_timesteps=schedule.num_timesteps, drop_probability=0.0,
+        )  # fmt: skip
 
-    return jax.lax.map(loss_at, jnp.asarray(timesteps, jnp.int32))
+        def error_at(t: jax.Array) -> jax.Array:
+            return diffusion_loss(
+                denoise, schedule, x_0, condition, mask, batch["is_reference"], context,
+                noise.replace(t=t[None]), weight_form=spec.objective.weight_form,
+                beta=spec.objective.beta, targets=jnp.ones(()),
+            )[0]  # fmt: skip
+
+        place = (row % rows + 0.5) / rows
+        timesteps = ((jnp.arange(buckets) + place) * width).astype(jnp.int32)
+        return jax.lax.psum(jax.lax.map(error_at, timesteps), VIEW_AXIS)
+
+    return _row_by_row(errors, P(ROW_AXES), params, batch, frozen, schedule, key, spec, mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "sampler"))
+@functools.partial(jax.jit, static_argnames=("spec", "mesh", "sampler"))
 def sample_views(
     params: Params,
     batch: dict[str, jax.Array],
@@ -105,17 +145,72 @@ def sample_views(
     key: jax.Array,
     *,
     spec: TrainSpec,
+    mesh: Mesh,
     sampler: SamplerConfig,
 ) -> jax.Array:
     """Samples the targets of a batch → images [B, V, h, w, 3] in [−1, 1]."""
-    x_0, condition, mask = encode_batch(frozen.codec, batch)
-    is_reference = batch["is_reference"]
-    latents = jnp.where(is_reference[:, :, None, None, None], x_0, condition)
-    context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
-    sampled = sample(
-        denoiser(spec, params), schedule, sampler, latents, mask, is_reference, context, key
+
+    def images(
+        denoise: Denoise, row: jax.Array, batch: dict, frozen: Frozen, schedule: Schedule, key: Any
+    ) -> jax.Array:
+        x_0, condition, mask = encode_batch(frozen.codec, batch)
+        is_reference = batch["is_reference"]
+        latents = jnp.where(is_reference[:, :, None, None, None], x_0, condition)
+        context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
+        key = jax.random.fold_in(jax.random.fold_in(key, row), jax.lax.axis_index(VIEW_AXIS))
+        sampled = sample(denoise, schedule, sampler, latents, mask, is_reference, context, key)
+        return jnp.clip(frozen.codec.decode(sampled), -1.0, 1.0)[0]
+
+    return _row_by_row(images, BATCH, params, batch, frozen, schedule, key, spec, mesh)
+
+
+def _row_by_row(
+    function: Callable[..., jax.Array],
+    out: P,
+    params: Params,
+    batch: dict[str, jax.Array],
+    frozen: Frozen,
+    schedule: Schedule,
+    key: jax.Array,
+    spec: TrainSpec,
+    mesh: Mesh,
+) -> jax.Array:
+    """function(denoise, row, batch of that row, frozen, schedule, key) for every row, stacked.
+
+    Rows, views and weights are spread over devices as in a training step. A device takes its rows
+    one after the other: sampling with guidance needs more memory per row than training does.
+    """
+    manual = manual_axes(mesh)
+    weight_specs, frozen_specs, batch_specs = (
+        manual_specs(shardings, manual)
+        for shardings in (
+            state_shardings(params, mesh), state_shardings(frozen, mesh),
+            batch_shardings(batch, mesh),
+        )
+    )  # fmt: skip
+
+    def on_device(
+        params: Params, batch: dict, frozen: Frozen, schedule: Schedule, key: jax.Array
+    ) -> jax.Array:
+        denoise = local_denoiser(spec, params, mesh, weight_specs)
+        frozen = gather(frozen_specs, frozen)
+
+        def one(row_and_batch: tuple[jax.Array, dict]) -> jax.Array:
+            row, single = row_and_batch
+            single = jax.tree.map(lambda x: x[None], single)
+            return function(denoise, row, single, frozen, schedule, key)
+
+        return jax.lax.map(one, (positions(len(batch["is_reference"]), ROW_AXES), batch))
+
+    run = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(weight_specs, batch_specs, frozen_specs, P(), P()),
+        out_specs=out,
+        axis_names=manual,
+        check_vma=False,
     )
-    return jnp.clip(frozen.codec.decode(sampled), -1.0, 1.0)
+    return run(params, batch, frozen, schedule, key)
 
 
 def score(batch: Batch, predicted: np.ndarray, perceptual: Lpips | None = None) -> dict[str, float]:

@@ -72,7 +72,7 @@ def loss_and_gradient(
             _loss, spec=spec, mesh=mesh, weight_specs=weight_specs, frozen=frozen,
             schedule=schedule, key=key, targets=targets,
         )  # fmt: skip
-        rows = _positions(len(batch["is_reference"]), ROW_AXES)
+        rows = positions(len(batch["is_reference"]), ROW_AXES)
         loss, grads = _accumulated(
             jax.value_and_grad(loss_of), params, batch | {"row": rows}, spec.accumulate
         )
@@ -106,7 +106,7 @@ def _loss(
     """This device's share of the loss of the whole batch, which has so many `targets`."""
     x_0, condition, mask = jax.lax.stop_gradient(encode_batch(frozen.codec, batch))
     context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
-    views = _positions(x_0.shape[1], VIEW_AXIS)
+    views = positions(x_0.shape[1], VIEW_AXIS)
     noise = draw_loss_noise(
         key, batch["row"], views, x_0.shape[2:],
         num_timesteps=schedule.num_timesteps,
@@ -153,7 +153,7 @@ def _accumulated(
     return jax.lax.scan(add, zero, parts)[0]
 
 
-def _positions(count: int, axes: str | tuple[str, ...]) -> jax.Array:
+def positions(count: int, axes: str | tuple[str, ...]) -> jax.Array:
     """[count] int32, where this device's rows (or views) are in the whole batch (or sample)."""
     return jax.lax.axis_index(axes) * count + jnp.arange(count, dtype=jnp.int32)
 

@@ -139,7 +139,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
                 with console.paused():
                     scores, grid = evaluate(
                         state.ema_params, eval_batch, frozen, schedule, run_key,
-                        spec=spec, evaluation=evaluation, perceptual=perceptual,
+                        spec=spec, mesh=mesh, evaluation=evaluation, perceptual=perceptual,
                     )  # fmt: skip
                     log.scalars(step, scores)
                     log.image(step, "samples", grid)

@@ -17,9 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from see3d_jax.diffusion.loss import Denoise
 from see3d_jax.diffusion.schedule import Schedule
-from see3d_jax.models.weights import apply_unet
 from see3d_jax.training.gradient import loss_and_gradient
 from see3d_jax.training.settings import OptimizerSpec, TrainSpec
 from see3d_jax.training.sharding import state_shardings
@@ -61,11 +59,6 @@ def _map_paths(function: Callable[[str, Any], Any], tree: Params) -> Params:
         lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
         tree,
     )
-
-
-def denoiser(spec: TrainSpec, params: Params) -> Denoise:
-    """The network with its parameters filled in."""
-    return functools.partial(apply_unet, spec.unet, params)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "mesh"), donate_argnames=("state",))

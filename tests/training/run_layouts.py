@@ -4,10 +4,12 @@ Run by test_sharding.py in a process of its own, because the number of devices i
 
     python run_layouts.py LAYOUT …      e.g. 1,1,1,1 (data, fsdp, view, tensor) or 2,2,2,1,ring
 
-Prints JSON: {layout: {"losses", "gradient", "split"}} where "gradient" is the largest difference of
-the first gradient from that of the plain formula on one device, relative to the largest entry, and
-"split" the number of arrays of the state that no device holds whole. With --plain also
-{"plain": …}: the same difference for the formula left to XLA on the last layout.
+Prints JSON: {layout: {"losses", "gradient", "split", "errors"}} where "gradient" is the largest
+difference of the first gradient from that of the plain formula on one device, relative to the
+largest entry, "split" the number of arrays of the state that no device holds whole, "errors" those
+that evaluation finds after training. With --plain also, on the last layout: "plain", the gradient's
+difference for the formula left to XLA; "sampled", whether sampled views are finite; "references",
+how much the views that were given differ afterwards.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import optax
 from test_training import minuscule
 
 from see3d_jax.diffusion.loss import diffusion_loss, draw_loss_noise
-from see3d_jax.models.weights import init_unet
-from see3d_jax.training import inputs, settings, sharding, step
+from see3d_jax.diffusion.sampler import SamplerConfig
+from see3d_jax.models.weights import apply_unet, init_unet
+from see3d_jax.training import evaluate, inputs, settings, sharding, step
 from see3d_jax.training.state import Frozen, init_state
 
 ROWS, VIEWS, STEPS = 8, 8, 20
@@ -67,8 +70,9 @@ def plain_loss(params, batch, frozen, schedule, key, spec):
         drop_probability=spec.objective.drop_probability,
     )  # fmt: skip
     return diffusion_loss(
-        step.denoiser(spec, params), schedule, x_0, condition, mask, batch["is_reference"],
-        context, noise, weight_form=spec.objective.weight_form, beta=spec.objective.beta,
+        functools.partial(apply_unet, spec.unet, params),
+        schedule, x_0, condition, mask, batch["is_reference"], context,
+        noise, weight_form=spec.objective.weight_form, beta=spec.objective.beta,
     )[0]  # fmt: skip
 
 
@@ -112,7 +116,19 @@ def run(name, plain):
         if index == 0:
             result["gradient"] = difference(first_gradient(state, spec), clipped(single, spec))
         batch = sharding.put_batch(next(stream), mesh)
-    return result | {"losses": losses}
+    trained = (state.params, batch, frozen, schedule, key)
+    errors = evaluate.target_errors(*trained, spec=spec, mesh=mesh, buckets=2, rows=ROWS)
+    if plain:
+        views = evaluate.sample_views(
+            *trained, spec=spec, mesh=mesh, sampler=SamplerConfig(num_steps=2, guidance=1.0)
+        )
+        known = np.asarray(batch["is_reference"])
+        decoded = frozen.codec.decode(frozen.codec.encode(np.asarray(batch["image"])))
+        result["references"] = difference(
+            np.asarray(views)[known], np.clip(np.asarray(decoded), -1, 1)[known]
+        )
+        result["sampled"] = bool(np.isfinite(np.asarray(views)).all())
+    return result | {"losses": losses, "errors": np.asarray(errors).ravel().tolist()}
 
 
 def first_gradient(state, spec):

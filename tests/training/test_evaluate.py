@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,8 @@ from see3d_jax.data.inpainting import inpaint
 from see3d_jax.diffusion.loss import diffusion_loss, draw_loss_noise
 from see3d_jax.errors import InputError
 from see3d_jax.evaluation.lpips import Lpips, lpips_shapes
-from see3d_jax.models.weights import init_unet
-from see3d_jax.training import evaluate, inputs, settings, step
+from see3d_jax.models.weights import apply_unet, init_unet
+from see3d_jax.training import evaluate, inputs, settings, sharding
 from see3d_jax.training.state import Frozen
 
 NUMBERS = ("psnr", "ssim", "psnr_known", "psnr_hole")
@@ -101,30 +103,28 @@ def test_the_loss_of_a_range_of_timesteps_is_the_training_loss_there():
     params = jax.tree.map(
         lambda x: x + 0.05 * rng.standard_normal(x.shape, np.float32), init_unet(spec.unet, 0)
     )
-    batch, key = batch_of(), jax.random.key(0)
-    found = evaluate.bucket_losses(params, batch, frozen, schedule, key, spec=spec, buckets=4)
+    batch, key, mesh = batch_of(), jax.random.key(0), sharding.make_mesh(config)
+    found = evaluate.target_errors(
+        params, batch, frozen, schedule, key, spec=spec, mesh=mesh, buckets=4, rows=2
+    )
 
     x_0, condition, mask = inputs.encode_batch(frozen.codec, batch)
     noise = draw_loss_noise(
         key, jnp.arange(2), jnp.arange(3), x_0.shape[2:], num_timesteps=1000, drop_probability=0.0
     )
     context = jnp.zeros((2, 3, spec.context_tokens, spec.unet.context_dim))
-    # The third quarter of 1000 timesteps, for two samples at even distances.
-    expected, _ = jax.jit(
-        lambda params: diffusion_loss(
-            step.denoiser(spec, params),
-            schedule,
-            x_0,
-            condition,
-            mask,
-            jnp.asarray(batch["is_reference"]),
-            context,
-            noise.replace(t=jnp.array([562, 687])),
-        )
-    )(params)
-    assert found.shape == (4,)
-    assert float(found[2]) == pytest.approx(float(expected), rel=1e-5)
-    assert len(set(np.asarray(found).tolist())) == 4
+
+    @jax.jit
+    def loss_there(params):  # in the third quarter of 1000 timesteps, two rows at even distances
+        return diffusion_loss(
+            functools.partial(apply_unet, spec.unet, params), schedule, x_0, condition, mask,
+            jnp.asarray(batch["is_reference"]), context, noise.replace(t=jnp.array([562, 687])),
+        )[0]  # fmt: skip
+
+    assert found.shape == (2, 4)
+    targets = (~batch["is_reference"]).sum()
+    assert float(found[:, 2].sum()) / targets == pytest.approx(float(loss_there(params)), rel=1e-5)
+    assert len(set(np.asarray(found).ravel().tolist())) == 8
 
 
 def test_inpainting_keeps_what_is_known_and_fills_the_rest():

@@ -52,6 +52,18 @@ def test_every_layout_gives_the_losses_of_one_device(layouts):
         assert layouts[name]["losses"] == pytest.approx(one_device, rel=1e-5), name
 
 
+def test_every_layout_evaluates_alike(layouts):
+    first = next(iter(layouts.values()))["errors"]
+    for found in layouts.values():
+        assert found["errors"] == pytest.approx(first, rel=1e-4)
+    assert len(set(first)) == len(first) == 16
+
+
+def test_views_are_sampled_on_a_mesh(layouts):
+    *_, last = layouts.values()
+    assert last["sampled"] and last["references"] < 1e-5
+
+
 def test_every_layout_gives_the_gradient_of_the_formula(layouts):
     for name, result in layouts.items():
         assert result["gradient"] < 1e-5, name
