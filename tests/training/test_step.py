@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,7 @@ from see3d_jax.errors import InputError
 from see3d_jax.models.clip_vision import ClipVisionConfig
 from see3d_jax.models.context import ImageContext
 from see3d_jax.models.weights import init_clip_vision, init_unet
-from see3d_jax.training import inputs, settings, sharding, step
+from see3d_jax.training import gradient, inputs, settings, sharding, step
 from see3d_jax.training.state import Frozen, init_state
 
 CONFIG = minuscule("unused")
@@ -109,3 +110,28 @@ def test_the_context_is_zero_or_text_plus_a_fifth_of_the_image():
     assert np.abs(context[0] - context[1]).max() > 1e-3, "pictures make no difference"
     with pytest.raises(InputError, match=r"context\.tokens.*\(3, 8\).*\(2, 8\)"):
         inputs.batch_context(frozen, batch | {"clip_pixels": pixels}, 3, 8)
+
+
+def test_a_batch_taken_in_parts_has_the_loss_and_gradient_of_the_whole():
+    batch = batch_of(rows=4)
+    batch["is_reference"][1:3, 1] = True  # parts differ in their number of targets
+    rng = np.random.default_rng(2)
+    awake = jax.tree.map(  # no layer is zero, so that every path has a gradient
+        lambda x: x + 0.05 * rng.standard_normal(x.shape, np.float32), init_unet(SPEC.unet, 0)
+    )
+
+    def loss_and_gradient(accumulate):
+        run = functools.partial(
+            gradient.loss_and_gradient,
+            spec=dataclasses.replace(SPEC, accumulate=accumulate),
+            mesh=sharding.make_mesh(CONFIG),
+        )
+        run = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+        return run(awake, batch, FROZEN, settings.noise_schedule(CONFIG), jax.random.key(0))
+
+    loss, whole = loss_and_gradient(1)
+    loss_in_parts, in_parts = loss_and_gradient(2)
+    np.testing.assert_allclose(loss_in_parts, loss, rtol=1e-6)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
+    for found, wanted in zip(jax.tree.leaves(in_parts), jax.tree.leaves(whole)):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * largest)
