@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import solvers, unet
+from benchmarks import input_pipeline, solvers, unet
+from see3d_jax.data.mixture import DataSource, Mixture
 from see3d_jax.errors import InputError
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import abstract_unet, parameter_count
@@ -77,3 +78,32 @@ def test_the_torch_network_is_ours():
         theirs = network(*map(torch.from_numpy, rows), 3).numpy()
     ours = np.moveaxis(np.asarray(apply_unet(TINY, params, x, t, context))[0], -1, 1)
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_both_input_pipelines_do_the_same_work(monkeypatch, tmp_path):
+    torch = pytest.importorskip("torch")
+    from see3d_jax.data.examples import empty_batch, fill_example
+    from see3d_jax.data.records import read_records
+
+    monkeypatch.setattr(input_pipeline, "CLIPS", 1)
+    monkeypatch.setattr(input_pipeline, "FRAME_SIZE", (120, 214))
+    input_pipeline.write_clips(tmp_path)
+    spec = input_pipeline._spec(64)
+    theirs = input_pipeline.torch_loader(tmp_path / "files", spec, 1).dataset[0]
+    batch = empty_batch(spec, 1, (64, 64), False)
+    ours = {key: value[0] for key, value in batch.items()}
+    (clip,) = read_records(tmp_path / "shards")
+    fill_example(ours, clip, np.random.default_rng(0), spec)
+    assert list(ours["frame"]) == list(theirs["frame"])
+    images = torch.movedim(theirs["image"], 1, -1).numpy()
+    assert np.abs(ours["image"] - images).mean() < 0.03
+    assert theirs["mask"].shape == (5, 1, 64, 64) and ours["mask"].shape == (5, 64, 64, 1)
+
+
+def test_the_input_pipeline_knows_what_it_spends_time_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(input_pipeline, "CLIPS", 1)
+    monkeypatch.setattr(input_pipeline, "FRAME_SIZE", (120, 214))
+    input_pipeline.write_clips(tmp_path)
+    mixture = Mixture((DataSource(str(tmp_path / "shards")),), 0)
+    found = input_pipeline.stages(mixture, input_pipeline._spec(64), examples=2)
+    assert {"read", "decode", "masks"} <= found.keys() and found["decode"] > 0
