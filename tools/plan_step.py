@@ -26,7 +26,7 @@ from see3d_jax.models.vae import VaeConfig
 from see3d_jax.models.weights import abstract_clip_vision, abstract_unet, abstract_vae
 from see3d_jax.training import settings
 from see3d_jax.training.settings import TrainSpec
-from see3d_jax.training.sharding import AXES, BATCH, state_shardings
+from see3d_jax.training.sharding import AXES, batch_shardings, state_shardings
 from see3d_jax.training.state import Frozen, TrainState, init_state
 from see3d_jax.training.step import make_optimizer, train_step
 from tools.plan_cost import Problem, Work
@@ -119,8 +119,8 @@ def compile_step(
     whole = NamedSharding(mesh, P())
     arguments = (
         _placed(_abstract_state(spec), mesh),
-        _at(batch, NamedSharding(mesh, BATCH)),
-        _at(frozen, whole),
+        jax.tree.map(_with_sharding, batch, batch_shardings(batch, mesh)),
+        _placed(frozen, mesh),
         _at(settings.noise_schedule(config), whole),
         _at(jax.eval_shape(lambda: jax.random.key(0)), whole),
     )
@@ -198,8 +198,8 @@ def _codec_factor(config: ml_collections.ConfigDict) -> int:
     return config.codec.factor if config.codec.kind == "dct" else VaeConfig().factor
 
 
-def _placed(state: TrainState, mesh: Mesh) -> TrainState:
-    return jax.tree.map(_with_sharding, state, state_shardings(state, mesh))
+def _placed(weights: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(_with_sharding, weights, state_shardings(weights, mesh))
 
 
 def _at(tree: Any, sharding: NamedSharding) -> Any:
