@@ -24,6 +24,7 @@ from configs import tiny
 from see3d_jax.errors import InputError
 from see3d_jax.models.origins import complete_steps, find_release, read_average, read_run_config
 from see3d_jax.models.release import load_release
+from see3d_jax.pipelines.pretrained import load_model
 from see3d_jax.training import loop, settings, sharding, step
 from see3d_jax.training.state import init_state
 from tools.weight_exports import export_training
@@ -97,7 +98,8 @@ def differ(a, b):
 @pytest.fixture(scope="module")
 def first_stage(mvdream, clip_folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "first"
-    loop.train(config_of(mvdream, clip_folder), workdir)
+    # With the image context, so that pictures are prepared for CLIP on the way in.
+    loop.train(config_of(mvdream, clip_folder, **{"context.image": True}), workdir)
     return workdir
 
 
@@ -127,14 +129,16 @@ def test_a_stage_starts_from_the_average_of_the_one_before(mvdream, first_stage,
 
 
 def test_a_step_with_the_image_context_of_the_weights(mvdream):
-    config = config_of(mvdream, **{"context.image": True, "optimizer.learning_rate": 0.0})
+    config = config_of(mvdream, **{"context.image": True})
     spec = settings.train_spec(config)
     frozen = settings.frozen_networks(config, spec.unet)
     encoder = frozen.context_encoder
     assert encoder.text_states.shape == (77, 16) and encoder.preprocessing.crop == (28, 28)
     mesh = sharding.make_mesh(config)
+    frozen = sharding.put_whole(frozen, sharding.state_shardings(frozen, mesh))
     optimizer = step.make_optimizer(spec.optimizer)
     start = init_state(settings.initial_params(config, spec.unet), optimizer)
+    placement = sharding.state_shardings(start, mesh)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.uniform(-1, 1, (2, 2, 16, 16, 3)).astype(np.float32),
@@ -146,7 +150,7 @@ def test_a_step_with_the_image_context_of_the_weights(mvdream):
     for pixels in (rng.standard_normal((2, 28, 28, 3)), np.zeros((2, 28, 28, 3))):
         placed = sharding.put_batch(batch | {"clip_pixels": pixels.astype(np.float32)}, mesh)
         _, metrics = step.train_step(
-            jax.tree.map(jax.numpy.copy, start), placed, frozen, settings.noise_schedule(config),
+            sharding.put_whole(start, placement), placed, frozen, settings.noise_schedule(config),
             jax.random.key(0), spec=spec, mesh=mesh,
         )  # fmt: skip
         losses.append(float(metrics["loss"]))
@@ -166,6 +170,22 @@ def test_half_precision_context_stays_close(mvdream):
 
 def _unet(context_dim):
     return unet_of(config_of("unused", **{"model.context_dim": context_dim}))
+
+
+def test_what_was_trained_can_be_sampled_with_its_autoencoder_and_context(first_stage, mvdream):
+    model = load_model(first_stage)
+    assert differ(model.codec.params, load_release(mvdream).vae()[1]) == 0
+    context = model.context(np.zeros((40, 40, 3), np.uint8), 2)
+    assert context.shape == (1, 2, 77, 16) and np.isfinite(np.asarray(context)).all()
+
+
+def test_a_run_of_an_older_release_is_refused_in_one_line(first_stage, tmp_path):
+    workdir = shutil.copytree(first_stage, tmp_path / "old")
+    values = read_run_config(workdir)
+    del values["condition"]
+    (workdir / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"old/config\.json: does not describe a model.*condition"):
+        load_model(workdir)
 
 
 def test_a_trained_run_goes_back_to_pytorch_names(first_stage, mvdream, tmp_path):
