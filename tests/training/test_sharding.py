@@ -26,14 +26,14 @@ from see3d_jax.training.sharding import make_mesh
 HERE = Path(__file__).parent
 
 
-def run_layouts(*arguments):
+def run_on_devices(script, *arguments):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE.parent))),
     }
     done = subprocess.run(
-        [sys.executable, HERE / "run_layouts.py", *arguments],
+        [sys.executable, HERE / script, *arguments],
         capture_output=True, text=True, env=environment, cwd=HERE.parents[1], check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -42,7 +42,7 @@ def run_layouts(*arguments):
 
 @pytest.fixture(scope="module")
 def layouts():
-    return run_layouts("1,1,1,1", "8,1,1,1", "1,1,8,1", "2,2,2,1", "--plain")
+    return run_on_devices("run_layouts.py", "1,1,1,1", "8,1,1,1", "1,1,8,1", "2,2,2,1", "--plain")
 
 
 def test_every_layout_gives_the_losses_of_one_device(layouts):
@@ -76,8 +76,16 @@ def test_weights_averages_and_moments_are_split_over_fsdp_and_view(layouts):
 
 
 @pytest.mark.slow
+def test_frozen_networks_are_split_too_and_encode_the_same():
+    found = run_on_devices("run_encoders.py")
+    assert found["split"] > 20
+    assert found["loss"] < 1e-6 and found["gradient"] < 1e-5
+
+
+@pytest.mark.slow
 def test_tensor_parallelism_and_the_ring_change_nothing_either():
-    found = run_layouts("1,1,1,1", "1,8,1,1", "1,2,2,2", "2,2,2,1,ring", "1,1,8,1,ring")
+    others = ("1,8,1,1", "1,2,2,2", "2,2,2,1,ring", "1,1,8,1,ring")
+    found = run_on_devices("run_layouts.py", "1,1,1,1", *others)
     one_device = found["1,1,1,1"]["losses"]
     for result in found.values():
         assert result["losses"] == pytest.approx(one_device, rel=1e-5)
