@@ -52,10 +52,20 @@ def view_attention(
         raise ValueError(f"view exchange: expected one of {EXCHANGES}, got {exchange!r}")
     if exchange == "gather":
         with jax.named_scope("keys_and_values"):  # tools.plan_aot tells gathers apart by it
-            k, v = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (k, v))
+            k, v = (_gather_tokens(x, axis) for x in (k, v))
         return attention(q, k, v, backend=backend)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # heads first
     return jnp.swapaxes(_ring_attention(q, k, v, axis, min(chunk, q.shape[2])), 1, 2)
+
+
+def _gather_tokens(x: jax.Array, axis: str) -> jax.Array:
+    """[B, N, heads, d] of each device → [B, devices · N, heads, d].
+
+    Heads and width travel as one dimension: tokens are then rows of a TPU's tiles, without which
+    the gradient would not be scattered but reduced everywhere, at twice the bytes.
+    """
+    flat = jax.lax.all_gather(x.reshape(*x.shape[:2], -1), axis, axis=1, tiled=True)
+    return flat.reshape(*flat.shape[:2], *x.shape[2:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
