@@ -292,9 +292,12 @@ def checksums(values: dict[str, Any]) -> dict[str, int]:
     a checkpoint can be checked on any mesh, each device looking at its own part.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(values)
-    sums = [(jax.tree_util.keystr(path, simple=True, separator="/"), _checksum(leaf))
-            for path, leaf in flat]  # fmt: skip
-    return {name: int(value) for name, value in sums}
+    sums = {}
+    for path, leaf in flat:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        sums[name] = _checksum(leaf)
+        distributed.settle(sums[name])
+    return {name: int(value) for name, value in sums.items()}
 
 
 @jax.jit

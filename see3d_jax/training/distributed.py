@@ -9,19 +9,24 @@ everywhere, or the processes wait for each other for ever: such decisions go thr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from see3d_jax.errors import InputError
 
 JOIN_SECONDS = 300  # hosts of one job start minutes apart on busy clusters
+BARRIER_SECONDS = 1800  # one host may have to read all of a checkpoint from a cold disk
+_barriers = itertools.count()  # the same number in every process, as they all make the same calls
 
 
 def start(
@@ -113,18 +118,24 @@ def is_lead() -> bool:
 
 def everywhere(condition: bool) -> bool:
     """Whether `condition` holds in every process. All processes must call it at the same point."""
+    barrier("everywhere")
     return bool(np.all(multihost_utils.process_allgather(np.asarray(condition))))
 
 
 def total(count: int) -> int:
     """The sum of `count` over all processes. All processes must call it at the same point."""
+    barrier("total")
     return int(np.sum(multihost_utils.process_allgather(np.asarray(count))))
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is at the point called `name`."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Waits until every process is at the point called `name`.
+
+    Asks the coordinator and no device, because collectives on CPUs have no patience: Gloo gives a
+    late process 30 seconds.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+    wait(key=f"{name} {next(_barriers)}", timeout_ms=1000 * BARRIER_SECONDS)
 
 
 def fetch(array: jax.Array) -> np.ndarray:
@@ -132,6 +143,16 @@ def fetch(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def settle(arrays: Any) -> None:
+    """On simulated devices, waits for a program to end before another one starts.
+
+    XLA runs all devices of a CPU in one pool of threads; two programs with collectives under way
+    can each hold threads that the other waits for.
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.block_until_ready(arrays)
 
 
 class StopSignal:

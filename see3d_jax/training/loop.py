@@ -115,6 +115,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
             state, metrics = train_step(
                 state, batch, frozen, schedule, run_key, spec=spec, mesh=mesh
             )
+            distributed.settle(metrics)
             step += 1
             unseen.append((step, metrics))
             console.step_done()

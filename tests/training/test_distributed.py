@@ -74,7 +74,11 @@ def launch(workdir, data, environment, join=None, **overrides):
 
 
 def finish(*processes, code=0):
-    outputs = [process.communicate(timeout=400) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, (_, errors) in zip(processes, outputs):
         assert process.returncode == code, errors[-3000:]
     return outputs
