@@ -131,8 +131,9 @@ def local_denoiser(spec: TrainSpec, params: Params, mesh: Mesh, weight_specs: An
         specs = functools.reduce(lambda tree, name: tree[name], path, weight_specs)
         return gather(specs, shards, dtype)
 
+    weights_are_split = any(mesh.shape[axis] > 1 for axis in WEIGHT_AXES)
     parts = Parts(
-        gather=gather_block if _parts(mesh, WEIGHT_AXES) > 1 else None,
+        gather=gather_block if weights_are_split else None,
         view_axis=VIEW_AXIS if mesh.shape[VIEW_AXIS] > 1 else None,
     )
     return functools.partial(apply_unet, spec.unet, params, parts=parts)
@@ -212,7 +213,3 @@ def manual_specs(shardings: Any, manual: frozenset[str]) -> Any:
         return P(*entries)
 
     return jax.tree.map(strip, shardings)
-
-
-def _parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    return functools.reduce(lambda n, axis: n * mesh.shape[axis], axes, 1)
