@@ -69,18 +69,18 @@ def attention(
 
 def choose_backend(q: jax.Array, k: jax.Array) -> str:
     """What "auto" means for queries [B, N, heads, d] and keys [B, M, heads, d]."""
-    device = _platform()
+    device = platform()
     if device == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
     if q.shape[1] * k.shape[1] <= PLAIN_LOGITS:
         return "plain"
     fits = all(x.shape[1] % SPLASH_UNIT == 0 and x.shape[-1] <= SPLASH_WIDTH for x in (q, k))
-    if device == "tpu" and fits and _sees_one_device():
+    if device == "tpu" and fits and sees_one_device():
         return "splash"
     return "chunked"
 
 
-def _platform() -> str:
+def platform() -> str:
     """What the code being traced is for: the devices of its mesh, else the default ones.
 
     They differ when a program is compiled on a machine that does not have the devices.
@@ -89,7 +89,7 @@ def _platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def _sees_one_device() -> bool:
+def sees_one_device() -> bool:
     """Whether the code being traced runs on each device by itself."""
     axes = jax.sharding.get_abstract_mesh().axis_types
     return jax.device_count() == 1 or (bool(axes) and all(a == AxisType.Manual for a in axes))
@@ -101,7 +101,7 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     Every product below is brought into this one form: XLA's CPU backend is several times slower
     when it has to contract over leading axes, and knows no half-precision product of some of them.
     """
-    if _platform() == "cpu":
+    if platform() == "cpu":
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 

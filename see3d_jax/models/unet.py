@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from see3d_jax.models.attention import BACKENDS, SAVED_NAMES, attention
+from see3d_jax.models.attention import BACKENDS, attention
 from see3d_jax.models.layers import (
     Conv,
     GroupNorm,
@@ -28,6 +28,7 @@ from see3d_jax.models.layers import (
     timestep_embedding,
     upsample_nearest,
 )
+from see3d_jax.models.remat import recomputed
 from see3d_jax.models.view_attention import EXCHANGES, view_attention
 
 Params = dict[str, Any]
@@ -68,7 +69,8 @@ class UNetConfig:
       camera_dim: length of the flattened camera (16 in MVDream); None: no camera input.
       norm_groups: groups of every group norm; divides the width of every level.
       dtype: what the network computes in ("float32" or "bfloat16"); parameters are float32.
-      remat: recompute each block in the backward pass, keeping block inputs and attention outputs.
+      remat: recompute whole blocks in the backward pass, not only norms and activations: a third
+        more work for less memory; see `see3d_jax.models.remat`.
       attention_backend: see `see3d_jax.models.attention`.
       view_exchange: how devices that share the views of a sample exchange keys and values; see
         `see3d_jax.models.view_attention`.
@@ -403,11 +405,7 @@ def _block_runner(
                 h = layer(h)
         return h
 
-    if not config.remat:
-        return run
-    policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
-    # The stage is closed over: its weights are traced values, which checkpoint treats as inputs.
-    return lambda stage, path, h: jax.checkpoint(lambda y: run(stage, path, y), policy=policy)(h)
+    return lambda stage, path, h: recomputed(lambda y: run(stage, path, y), whole=config.remat)(h)
 
 
 def _check_inputs(

@@ -82,7 +82,7 @@ def test_ragged_lengths_are_refused_by_the_tpu_kernel_with_the_way_out():
     ],
 )
 def test_the_backend_follows_device_shape_and_dtype(monkeypatch, device, shape, dtype, chosen):
-    monkeypatch.setattr(attention_module, "_platform", lambda: device)
+    monkeypatch.setattr(attention_module, "platform", lambda: device)
     queries, keys, width = (*shape, 64)[:3]
     q, k = (jax.ShapeDtypeStruct((1, n, 2, width), dtype) for n in (queries, keys))
     assert choose_backend(q, k) == chosen
@@ -99,7 +99,7 @@ def test_the_backend_follows_the_mesh_that_is_compiled_for_not_the_machine_that_
 
 
 def test_a_kernel_that_xla_cannot_split_is_not_chosen_on_many_devices(monkeypatch):
-    monkeypatch.setattr(attention_module, "_platform", lambda: "tpu")
+    monkeypatch.setattr(attention_module, "platform", lambda: "tpu")
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     x = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)
     assert choose_backend(x, x) == "chunked"
