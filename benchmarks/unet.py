@@ -115,7 +115,7 @@ def compare_unets(config: Any, views: int, size: int, repeats: int) -> dict[str,
     from see3d_jax.models.weights import apply_unet
 
     (x, t, context), params = inputs_and_weights(config, views, size)
-    network = torch_unet(config, _torch_layout(params))
+    network = torch_unet(config, torch_layout(params))
     params = jax.device_put(params)
     rows = [
         torch.from_numpy(np.moveaxis(x[0], -1, 1).copy()),
@@ -145,7 +145,7 @@ def compare_unets(config: Any, views: int, size: int, repeats: int) -> dict[str,
     _, gradients = our_step(params, x, t, context)
     theirs = dict(zip(names, (gradient.numpy() for gradient in step())))
     wrong = sum(
-        float(np.square(g - theirs[name]).sum()) for name, g in _torch_layout(gradients).items()
+        float(np.square(g - theirs[name]).sum()) for name, g in torch_layout(gradients).items()
     )
     gap = np.sqrt(wrong / sum(float(np.square(g).sum()) for g in theirs.values()))
     del gradients, theirs
@@ -153,8 +153,8 @@ def compare_unets(config: Any, views: int, size: int, repeats: int) -> dict[str,
     if not difference <= AGREEMENT:
         raise InputError(f"outputs differ by {difference:.1e} > {AGREEMENT}: not the same network")
     report = {"difference": difference, "gradient_difference": float(gap)}
-    report["forward"] = _race("UNet forward", lambda: ours(params, x, t, context), forward, repeats)
-    report["step"] = _race("UNet step", lambda: our_step(params, x, t, context), step, repeats)
+    report["forward"] = race("UNet forward", lambda: ours(params, x, t, context), forward, repeats)
+    report["step"] = race("UNet step", lambda: our_step(params, x, t, context), step, repeats)
     return report
 
 
@@ -192,8 +192,8 @@ def compare_attention(tokens: int, repeats: int) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "difference": difference,
-        "forward": _race(f"{name} forward", lambda: ours(*arrays[:3]), forward, repeats),
-        "step": _race(f"{name} fwd+bwd", lambda: our_step(*arrays), step, repeats),
+        "forward": race(f"{name} forward", lambda: ours(*arrays[:3]), forward, repeats),
+        "step": race(f"{name} fwd+bwd", lambda: our_step(*arrays), step, repeats),
     }
 
 
@@ -240,28 +240,32 @@ def bf16_errors(config: Any, views: int, size: int) -> dict[str, float]:
     }
 
 
-def _race(
+def race(
     name: str, ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int
 ) -> dict[str, float]:
     """Medians of alternating runs after one unmeasured run each, and one line of report."""
     import jax
 
     sides = {"ours": lambda: jax.block_until_ready(ours()), "torch": theirs}
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for run in sides.values():
         run()
     for _ in range(repeats):
         for side, run in sides.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             run()
-            seconds[side].append(time.perf_counter() - start)
-    result = {f"{side}_s": float(np.median(times)) for side, times in seconds.items()}
+            taken[side].append((time.perf_counter() - wall, time.process_time() - cpu))
+    result = {}
+    for side, times in taken.items():
+        result[f"{side}_s"], result[f"{side}_cpu_s"] = map(float, np.median(times, 0))
     result["ratio"] = result["ours_s"] / result["torch_s"]
+    result["cpu_ratio"] = result["ours_cpu_s"] / result["torch_cpu_s"]
     result |= {f"{side}_extra_gib": _peak_rise(run) for side, run in sides.items()}
     result["memory_ratio"] = result["ours_extra_gib"] / max(result["torch_extra_gib"], 1e-9)
     click.echo(
         f"{name:26} ours {result['ours_s']:8.3f} s, torch {result['torch_s']:8.3f} s, "
-        f"ratio {result['ratio']:5.2f};  extra memory {result['ours_extra_gib']:.3f} against "
+        f"ratio {result['ratio']:5.2f} (CPU time {result['cpu_ratio']:.2f});  "
+        f"extra memory {result['ours_extra_gib']:.3f} against "
         f"{result['torch_extra_gib']:.3f} GiB, ratio {result['memory_ratio']:5.2f}"
     )
     return result
@@ -288,7 +292,7 @@ def _status(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def _torch_layout(params: Any) -> dict[str, np.ndarray]:
+def torch_layout(params: Any) -> dict[str, np.ndarray]:
     """Our parameter tree as {torch name: array in torch's layout}."""
     import jax
 

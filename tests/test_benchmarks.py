@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import input_pipeline, solvers, unet
+from benchmarks import input_pipeline, solvers, train_step, unet
 from see3d_jax.data.mixture import DataSource, Mixture
 from see3d_jax.errors import InputError
 from see3d_jax.models.unet import UNetConfig
@@ -72,7 +72,7 @@ def test_the_torch_network_is_ours():
     from see3d_jax.models.weights import apply_unet
 
     (x, t, context), params = unet.inputs_and_weights(TINY, 3, 8)
-    network = torch_unet(TINY, unet._torch_layout(params))
+    network = torch_unet(TINY, unet.torch_layout(params))
     rows = (np.moveaxis(x[0], -1, 1).copy(), t[0], context[0])
     with torch.no_grad():
         theirs = network(*map(torch.from_numpy, rows), 3).numpy()
@@ -107,3 +107,9 @@ def test_the_input_pipeline_knows_what_it_spends_time_on(monkeypatch, tmp_path):
     mixture = Mixture((DataSource(str(tmp_path / "shards")),), 0)
     found = input_pipeline.stages(mixture, input_pipeline._spec(64), examples=2)
     assert {"read", "decode", "masks"} <= found.keys() and found["decode"] > 0
+
+
+def test_the_torch_training_step_is_ours():
+    pytest.importorskip("torch")
+    sides = train_step.OurSide(TINY, 3, 8), train_step.TorchSide(TINY, 3, 8)
+    assert train_step.loss_difference(*sides) < 1e-5

@@ -124,9 +124,10 @@ def plan(
     config: ml_collections.ConfigDict, terms: Terms, devices: list[Any], sizes: dict[str, int]
 ) -> dict[str, Any]:
     """Compiles the step on a mesh, prints what it is and returns it as plain values."""
+    from see3d_jax.training.sharding import device_mesh
     from tools import plan_report, plan_step
 
-    mesh = plan_step.device_mesh(sizes, devices)
+    mesh = device_mesh([sizes[axis] for axis in AXES], devices)
     compiled = plan_step.compile_step(config, terms.topology, mesh, terms.rows, terms.encoders)
     report = plan_report.report(terms, sizes, compiled)
     for line in plan_report.lines(report):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from see3d_jax.errors import InputError
@@ -26,7 +26,7 @@ from see3d_jax.models.vae import VaeConfig
 from see3d_jax.models.weights import abstract_clip_vision, abstract_unet, abstract_vae
 from see3d_jax.training import settings
 from see3d_jax.training.settings import TrainSpec
-from see3d_jax.training.sharding import AXES, batch_shardings, state_shardings
+from see3d_jax.training.sharding import batch_shardings, state_shardings
 from see3d_jax.training.state import Frozen, TrainState, init_state
 from see3d_jax.training.step import make_optimizer, train_step
 from tools.plan_cost import Problem, Work
@@ -79,12 +79,6 @@ class Compiled:
         )
 
 
-def device_mesh(sizes: dict[str, int], devices: list[Any]) -> Mesh:
-    """A mesh over the devices of a topology, laid out as training lays out real ones."""
-    shape = tuple(sizes[axis] for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
 def sample_problem(config: ml_collections.ConfigDict) -> Problem:
     """What one sample is. Raises InputError where the config does not fit together."""
     spec = settings.train_spec(config)
@@ -105,7 +99,7 @@ def compile_step(
     Args:
       config: configuration of a run; its mesh and batch size are not looked at.
       topology: where the mesh's devices come from.
-      mesh: see `device_mesh`.
+      mesh: see `sharding.device_mesh`.
       rows: samples per data × fsdp slot.
       encoders: whether the step encodes images with the autoencoder, as training does without
         prepared latents; else it starts from latents.
