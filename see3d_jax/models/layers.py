@@ -9,6 +9,7 @@ Fresh weights follow PyTorch's defaults (uniform within ±1/√fan_in); `zero=Tr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from see3d_jax.models.attention import platform
 
 Dtype = Any
 
@@ -87,14 +90,57 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, inputs] → [N, h', w', outputs] in the layer's dtype."""
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.weight[...].astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, weight = x.astype(self.dtype), self.weight[...].astype(self.dtype)
+        if self.stride == 1 and platform() == "cpu":
+            y = _plain_gradient_convolution(x, weight, self.padding)
+        else:
+            y = _convolution(x, weight, self.padding, self.stride)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _convolution(x: jax.Array, weight: jax.Array, padding: Padding, stride: int = 1) -> jax.Array:
+    """x [N, h, w, in], weight [kh, kw, in, out] → [N, h', w', out]."""
+    return jax.lax.conv_general_dilated(
+        x, weight, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _plain_gradient_convolution(x: jax.Array, weight: jax.Array, padding: Padding) -> jax.Array:
+    """`_convolution` at stride 1, whose gradients are convolutions in the same plain layout.
+
+    Those of JAX have their axes permuted. XLA's CPU backend puts that right, but not inside of
+    calls and loops (see `remat`), where they would run on a path many times slower.
+    """
+    return _convolution(x, weight, padding)
+
+
+def _convolution_forward(
+    x: jax.Array, weight: jax.Array, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolution(x, weight, padding), (x, weight)
+
+
+def _convolution_backward(
+    padding: Padding, saved: tuple[jax.Array, jax.Array], d_y: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = saved
+    turned = jnp.swapaxes(weight[::-1, ::-1], 2, 3)
+    opposite = tuple(
+        (size - 1 - low, size - 1 - high) for size, (low, high) in zip(weight.shape, padding)
+    )
+    d_x = _convolution(d_y, turned, opposite)
+    # Channels take the place of images, images that of channels: [in, h, w, N] × [h', w', N, out].
+    d_weight = _convolution(
+        jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(d_y, (1, 2, 0, 3)), padding
+    )
+    return d_x, jnp.transpose(d_weight, (1, 2, 0, 3))
+
+
+_plain_gradient_convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
 class GroupNorm(nnx.Module):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from see3d_jax.models import layers
 from see3d_jax.models.remat import recomputed
 
 BLOCKS, ROWS, WIDTH = 6, 512, 64
@@ -50,3 +51,29 @@ def test_the_backward_pass_keeps_less_and_finds_the_same_gradient(plain, whole, 
 def test_a_block_runs_outside_of_any_compiled_function():
     block = recomputed(lambda x: jnp.sin(x), whole=False)
     np.testing.assert_allclose(block(jnp.arange(3.0)), np.sin(np.arange(3.0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kernel, padding", [(3, ((1, 1), (1, 1))), (3, ((0, 1), (2, 0))), (1, ((0, 0), (0, 0)))]
+)
+def test_convolutions_have_the_gradient_that_jax_finds(kernel, padding):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 6, 3), np.float32)
+    weight = rng.standard_normal((kernel, kernel, 3, 4), np.float32)
+    ours, pull = jax.vjp(lambda x, w: layers._plain_gradient_convolution(x, w, padding), x, weight)
+    theirs, reference = jax.vjp(lambda x, w: layers._convolution(x, w, padding), x, weight)
+    np.testing.assert_array_equal(ours, theirs)
+    d_y = rng.standard_normal(ours.shape, np.float32)
+    for a, b in zip(pull(d_y), reference(d_y)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_convolutions_of_kept_apart_blocks_stay_on_the_fast_path():
+    conv = layers.Conv(32, 32)
+    run = recomputed(lambda x: jax.nn.silu(conv(jax.nn.silu(x))), whole=False)
+    x = jnp.ones((4, 16, 16, 32))
+    program = jax.jit(jax.grad(lambda x: jnp.square(run(run(x))).sum())).lower(x).compile()
+    # XLA's CPU backend has fast convolutions in this layout only.
+    convolutions = [line for line in program.as_text().splitlines() if " convolution(" in line]
+    assert convolutions
+    assert all("dim_labels=b01f_01io->b01f" in line for line in convolutions)
