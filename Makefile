@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/python -m tools.demo --output demo_output
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
