@@ -56,8 +56,11 @@ class Job:
 @click.option("--workers", default=0, help="Processes; 0 = one per core, 1 = no pool.")
 @click.option("--shards", default=1, type=click.IntRange(1), help="ArrayRecord shards.")
 @click.option("--max-clip-seconds", default=10.0, type=click.FloatRange(0.5), show_default=True)
-@click.option("--semantic", default="opencv", type=click.Choice(["opencv", "off"]),
-              show_default=True, help="Detector of people.")  # fmt: skip
+@click.option("--semantic", default="opencv", show_default=True,
+              help="Detector: opencv (people), off, an .onnx file, or the .tgz of "
+              "`npm pack @mediapipe/objectron` (people and animals).")  # fmt: skip
+@click.option("--flow", default="dis", show_default=True,
+              help="Optical flow: dis, or RAFT weights of tools.convert_raft.")  # fmt: skip
 @click.option("--decode-timeout", default=300.0, type=click.FloatRange(1.0), show_default=True,
               help="Seconds that decoding one file may take.")  # fmt: skip
 @click.option("--decode-memory", default=6144, type=click.IntRange(512), show_default=True,
@@ -70,18 +73,24 @@ def app(
     shards: int,
     max_clip_seconds: float,
     semantic: str,
+    flow: str,
     decode_timeout: float,
     decode_memory: int,
     seed: int,
 ) -> None:
     """Selects 3D-aware clips (static scene, moving camera) from raw videos."""
     files = find_videos(source)
+    from data_prep.flow import make_flow_backend
+    from data_prep.semantic import make_detector
     from data_prep.stages import Settings
     from data_prep.video import DecodeLimits
 
+    make_detector(semantic)  # wrong files are refused before any work
+    make_flow_backend(flow)
     settings = Settings(
         seed=seed,
         semantic=semantic,
+        flow=flow,
         max_clip_seconds=max_clip_seconds,
         limits=DecodeLimits(timeout_seconds=decode_timeout, memory_mb=decode_memory),
     )

@@ -15,7 +15,7 @@ import dataclasses
 
 import numpy as np
 
-from data_prep.flow import FlowPair, dis_flow, flow_pair
+from data_prep.flow import FlowBackend, FlowPair, dis_flow, flow_pair
 from data_prep.tracking import (
     Tracks,
     fit_fundamental,
@@ -97,18 +97,24 @@ def _motion(tracks: Tracks, common: np.ndarray, first: int, second: int) -> tupl
 
 
 def dynamic_mask(
-    grays: np.ndarray, pair: tuple[int, int], camera_travels: bool, seed: int
+    frames: np.ndarray,
+    pair: tuple[int, int],
+    camera_travels: bool,
+    seed: int,
+    backend: FlowBackend = dis_flow,
 ) -> DynamicMask:
-    """Flow, epipolar fit and cleaned mask for one pair of [F, H, W] uint8 frames.
+    """Flow, epipolar fit and cleaned mask for one pair of [F, H, W, 3] uint8 RGB frames.
 
     `camera_travels` says which rigid motion is allowed: an epipolar geometry, or only the
     homography of a camera that stands and turns.
     """
-    scale = min(grays.shape[1:]) / 480.0
-    flow = flow_pair(grays[pair[0]], grays[pair[1]], scale, dis_flow)
+    size = frames.shape[1:3]
+    scale = min(size) / 480.0
+    first, second = (np.ascontiguousarray(frames[index]) for index in pair)
+    flow = flow_pair(first, second, scale, backend)
     consistent = float(flow.consistent.sum() / max(1, flow.visible.sum()))
     if consistent < MIN_CONSISTENT:
-        mask = np.zeros(grays.shape[1:], bool)
+        mask = np.zeros(size, bool)
         return DynamicMask(*pair, mask, 0.0, 0.0, consistent, 0.0)
     mask = _clean(_against_rigid_motion(flow, camera_travels, scale, seed), scale)
     height, width = mask.shape

@@ -1,17 +1,24 @@
 """Dense optical flow between two frames, with the pixels where forward and backward flow agree.
 
-A backend is a function (gray_a, gray_b) → flow; `dis_flow` (OpenCV's DIS) is the default and needs
-no weights. Flow is [H, W, 2] float32 pixels: pixel p of the first frame moves to p + flow(p).
+A backend is a function of two uint8 RGB frames [H, W, 3] → flow: OpenCV's DIS, the default, needs
+no weights; RAFT in JAX (data_prep.raft) reads converted ones. Flow is [H, W, 2] float32 pixels:
+pixel p of the first frame moves to p + flow(p).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
+from see3d_jax.errors import InputError
+
 FlowBackend = Callable[[np.ndarray, np.ndarray], np.ndarray]
+RAFT_LONG_SIDE = 512  # px; the official filter takes 768
+RAFT_ITERATIONS = 12  # the official filter takes 20; the flow hardly moves after 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +38,25 @@ class FlowPair:
 
 
 def dis_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """OpenCV DIS (medium preset) on uint8 gray [H, W] frames."""
+    """OpenCV DIS (medium preset) on the luminance of uint8 RGB frames."""
     import cv2
 
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(first, second, None)
+    grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second)]
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grays, None)
+
+
+@functools.cache
+def make_flow_backend(name: str) -> FlowBackend:
+    """`dis`, or a RAFT file of tools.convert_raft → backend; InputError for anything else."""
+    if name == "dis":
+        return dis_flow
+    if not name.endswith(".safetensors"):
+        raise InputError(
+            f"--flow: expected dis or a .safetensors of tools.convert_raft, got {name}"
+        )
+    from data_prep.raft import make_flow
+
+    return make_flow(Path(name), RAFT_LONG_SIDE, RAFT_ITERATIONS)
 
 
 def flow_pair(
@@ -47,7 +69,7 @@ def flow_pair(
     import cv2
 
     forward, backward = backend(first, second), backend(second, first)
-    height, width = first.shape
+    height, width = first.shape[:2]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     to_x, to_y = x + forward[..., 0], y + forward[..., 1]
     back = cv2.remap(backward, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -1,10 +1,10 @@
 """Stage 2, semantic dynamic recognition: clips that show people or animals most of the time.
 
-A detector is a function frame [H, W, 3] uint8 RGB → detections. The default needs no download: the
-HOG pedestrian detector and the frontal-face cascade inside OpenCV, at thresholds where buildings
-and foliage rarely fire. It is weak on purpose: it finds upright pedestrians and faces that look
-into the camera; it misses seated people from behind, small people, animals and vehicles. Those
-that move are left to the dynamic stage, those that stand still pass.
+A detector is a function frame [H, W, 3] uint8 RGB → detections of classes that may move. The
+default needs no download: the HOG pedestrian detector and the frontal-face cascade inside OpenCV, at
+thresholds where buildings and foliage rarely fire. It misses seated people from behind, small
+people and animals; those that move are left to the dynamic stage, those that stand still pass.
+Networks with weights of their own are in data_prep.detectors.
 """
 
 from __future__ import annotations
@@ -41,12 +41,20 @@ Detector = Callable[[np.ndarray], list[Detection]]
 
 
 def make_detector(name: str) -> Detector:
-    """`opencv` or `off` → detector."""
+    """`opencv`, `off`, an Objectron package (.tgz) or an .onnx file → detector."""
     if name == "opencv":
         return detect_people
     if name == "off":
         return lambda frame: []
-    raise InputError(f"--semantic: expected opencv or off, got {name!r}")
+    from data_prep import detectors
+
+    if name.endswith(".tgz"):
+        return detectors.objectron(name)
+    if name.endswith(".onnx"):
+        return detectors.onnx(name)
+    raise InputError(
+        f"--semantic: expected opencv, off, an .onnx detector or the Objectron .tgz, got {name!r}"
+    )
 
 
 def detect_people(frame: np.ndarray) -> list[Detection]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.dynamics import DynamicMask, choose_pairs, dynamic_mask
+from data_prep.flow import make_flow_backend
 from data_prep.semantic import Detection, detect_over_time, dynamic_class_share, make_detector
 from data_prep.tracking import Tracks, follow_points, pair_geometry, track_radii, wide_pairs
 from data_prep.video import (
@@ -33,7 +34,8 @@ class Settings:
 
     Attributes:
       seed: of the robust estimators.
-      semantic: detector name, see data_prep.semantic.
+      semantic: detector, see data_prep.semantic.
+      flow: backend, see data_prep.flow.
       max_clip_seconds: longer shots are cut into equal clips.
       min_frames: shorter clips are rejected.
       limits: what decoding one file may cost.
@@ -57,6 +59,7 @@ class Settings:
 
     seed: int = 0
     semantic: str = "opencv"
+    flow: str = "dis"
     max_clip_seconds: float = 10.0
     min_frames: int = 8
     limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
@@ -168,7 +171,7 @@ def judge_clip(clip: Clip, settings: Settings) -> None:
     _ = (
         _camera_travels(clip, grays, settings)
         and _no_people(clip, settings)
-        and _rigid_scene(clip, grays, settings)
+        and _rigid_scene(clip, settings)
     )
 
 
@@ -223,13 +226,14 @@ def _no_people(clip: Clip, settings: Settings) -> bool:
     return True
 
 
-def _rigid_scene(clip: Clip, grays: np.ndarray, settings: Settings) -> bool:
+def _rigid_scene(clip: Clip, settings: Settings) -> bool:
     travels = (
         clip.scores["turn_residual"] >= settings.travel_turn_residual
         or clip.scores["parallax_share"] >= settings.travel_parallax_share
     )
+    backend = make_flow_backend(settings.flow)
     for pair in choose_pairs(clip.tracks, clip.times, settings.flow_pairs):
-        clip.masks.append(dynamic_mask(grays, pair, travels, settings.seed))
+        clip.masks.append(dynamic_mask(clip.frames, pair, travels, settings.seed, backend))
     consistency = float(np.median([mask.consistent for mask in clip.masks]))
     score = float(np.mean([mask.score for mask in clip.masks]))
     clip.scores |= {

@@ -102,7 +102,7 @@ def run_file(kind: str, name: str, file: Path, goldens: Any) -> Iterator[Any]:
 
 def runners() -> dict[str, Any]:
     """How each kind of golden is compared."""
-    from tools import parity_cases, parity_sampler
+    from tools import parity_cases, parity_flow, parity_sampler
 
     return {
         "unet": parity_cases.run_unet,
@@ -113,6 +113,7 @@ def runners() -> dict[str, Any]:
         "tokenizer": parity_cases.run_tokenizer,
         "schedule": parity_sampler.run_schedule,
         "sampler": parity_sampler.run_sampler,
+        "flow": parity_flow.run_flow,
         "keys": parity_cases.run_keys,
     }
 
@@ -149,6 +150,8 @@ def _kind(spec: dict[str, Any], names: set[str]) -> str:
         return "sampler"
     if "alphas_cumprod" in names:
         return "schedule"
+    if "raft_in_hw" in spec:
+        return "flow"
     if "ddconfig" in spec:
         return "vae_ldm"
     if {"ids", "last_hidden_state"} <= names:
