@@ -9,6 +9,7 @@ Conventions, the same everywhere in this project:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -132,6 +133,25 @@ def unproject(camera: Camera, pixels: Array, depth: Array) -> jax.Array:
         jnp.einsum("...ij,...nj->...ni", to_world[..., :3, :3], in_camera, precision="highest")
         + to_world[..., None, :3, 3]
     )
+
+
+def relative_projection(source: Camera, target: Camera) -> tuple[jax.Array, jax.Array]:
+    """A [3, 3], b [3]: source pixel (x, y) of depth z is seen at target A·(x, y, 1) + b / z.
+
+    Single cameras; the target pixel is homogeneous, its third component target over source depth.
+    """
+    matmul = functools.partial(jnp.matmul, precision="highest")
+    motion = matmul(target.world_to_camera, rigid_inverse(source.world_to_camera))
+    k = source.intrinsics
+    fx, fy, cx, cy = k[0, 0], k[1, 1], k[0, 2], k[1, 2]
+    zero, one = jnp.zeros_like(fx), jnp.ones_like(fx)
+    k_inverse = jnp.stack([
+        jnp.stack([1 / fx, zero, -cx / fx]),
+        jnp.stack([zero, 1 / fy, -cy / fy]),
+        jnp.stack([zero, zero, one]),
+    ])  # fmt: skip
+    a = matmul(matmul(target.intrinsics, motion[:3, :3]), k_inverse)
+    return a, matmul(target.intrinsics, motion[:3, 3])
 
 
 def pixel_grid(height: int, width: int) -> np.ndarray:

@@ -21,7 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from see3d_jax.geometry.cameras import Camera, pixel_grid, rigid_inverse
+from see3d_jax.geometry.cameras import Camera, pixel_grid, relative_projection
 
 Array = jax.Array
 _HALF = 0.505  # half a pixel, and a hair against cracks from rounding
@@ -153,7 +153,7 @@ def _warp_pair(
     inverse, slope, edge = (part.reshape(-1, *part.shape[2:]) for part in surfels)
     height, width = target.height, target.width
     pixels = jnp.asarray(pixel_grid(source.height, source.width).reshape(-1, 2))
-    a, b = _relative_projection(source, target)
+    a, b = relative_projection(source, target)
     q = pixels @ a[:, :2].T + a[:, 2] + inverse[:, None] * b  # [n, 3]
     q_slope = a[:, :2] + slope[:, None, :] * b[:, None]  # [n, 3, 2]: dq/dδ
     ahead = (inverse > 0) & (q[:, 2] > 1e-6)
@@ -191,22 +191,6 @@ def _warp_pair(
     colour = _interpolate(image, inverse, slope, edge, winner, delta, threshold)
     known = covered & ~edge[winner] & (area > 0)
     return colour, jnp.where(covered, nearest, jnp.inf), known, area
-
-
-def _relative_projection(source: Camera, target: Camera) -> tuple[Array, Array]:
-    """A [3, 3], b [3] with target pixel (homogeneous) ∝ A·(x, y, 1) + b / depth."""
-    matmul = functools.partial(jnp.matmul, precision="highest")
-    motion = matmul(target.world_to_camera, rigid_inverse(source.world_to_camera))
-    k = source.intrinsics
-    fx, fy, cx, cy = k[0, 0], k[1, 1], k[0, 2], k[1, 2]
-    zero, one = jnp.zeros_like(fx), jnp.ones_like(fx)
-    k_inverse = jnp.stack([
-        jnp.stack([1 / fx, zero, -cx / fx]),
-        jnp.stack([zero, 1 / fy, -cy / fy]),
-        jnp.stack([zero, zero, one]),
-    ])  # fmt: skip
-    a = matmul(matmul(target.intrinsics, motion[:3, :3]), k_inverse)
-    return a, matmul(target.intrinsics, motion[:3, 3])
 
 
 def _solve(q: Array, q_slope: Array, at: Array) -> tuple[Array, Array]:
