@@ -65,7 +65,7 @@ def test_no_match_no_depth_and_no_nan():
 
 def test_an_anchor_without_parallax_does_not_decide():
     """A pure rotation says nothing about depth: its deviation must say so."""
-    _, _, pixels, matches, matched = _scene()
+    _, _, pixels, _matches, matched = _scene()
     guided = guide_keypoints(NEW, stack([NEW]), pixels, pixels[None] + 0.1, matched[:1])
     assert np.all((np.asarray(guided.valid) == 0) | (np.asarray(guided.deviation) > 1))
 
