@@ -1,9 +1,9 @@
 """Command line of the curation: raw videos → decisions.jsonl, ArrayRecord shards, report.html.
 
 WebVi3D (paper Sec. 3.1) in four stages, see data_prep.stages. One job per video, run one after
-another or in a pool; a finished video is never done again, so an interrupted run continues when it
-is started again and ends with the same bytes. Files that cannot be read are quarantined with their
-reason; the command fails only when nothing could be read.
+another, in a pool or on a Ray cluster; a finished video is never done again, so an interrupted run
+continues when it is started again and ends with the same bytes. Files that cannot be read are
+quarantined with their reason; the command fails only when nothing could be read.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from see3d_jax.errors import InputError, WorkError, run_command
+
+if TYPE_CHECKING:
+    from data_prep.runners import Runner
+    from data_prep.stages import Settings
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
 EXAMPLES = """
@@ -30,11 +35,13 @@ Examples:
   python -m data_prep.curate --input videos/ --output curated/
   python -m data_prep.curate --input 'raw/**/*.mp4' --output curated/ --workers 8 --shards 16
   python -m data_prep.curate --input clip.mov --output curated/ --semantic off
+  python -m data_prep.curate --input list.txt --output /share/curated --runner ray --address auto
 
 \b
 Writes into the output folder:
   decisions.jsonl   one line per input: decision, stage, reason, scores, clips
   clips-*.array_record + TFDS metadata   the kept clips
+  README.md, checksums.sha256   dataset card; for sha256sum -c
   report.html       totals, score histograms, a contact sheet per video
 """
 
@@ -47,14 +54,26 @@ class Job:
     name: str
     folder: Path
     scratch: Path
-    settings: object
+    settings: Settings
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--input", "source", required=True, help="Folder (searched recursively), glob, file.")
+@click.option("--input", "source", required=True, help="Folder (searched recursively), glob, "
+              "video, list.txt of paths, or .parquet with a column path or file.")  # fmt: skip
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Output folder.")
-@click.option("--workers", default=0, help="Processes; 0 = one per core, 1 = no pool.")
-@click.option("--shards", default=1, type=click.IntRange(1), help="ArrayRecord shards.")
+@click.option("--config", type=click.Path(path_type=Path),
+              help="JSON of data_prep.stages.Settings, thresholds included.")  # fmt: skip
+@click.option("--runner", default="process", type=click.Choice(["serial", "process", "ray"]),
+              show_default=True, help="Where the videos are judged.")  # fmt: skip
+@click.option("--workers", default=0, help="Processes of the pool; 0 = one per core.")
+@click.option("--address", default="", help="Ray cluster, such as auto or HOST:PORT; without it "
+              "one starts on this machine.")  # fmt: skip
+@click.option("--gpus-per-video", default=0.0, type=click.FloatRange(0), help="On Ray: share of a "
+              "GPU that one video takes (for RAFT or an ONNX detector).")  # fmt: skip
+@click.option("--shards", default=0, type=click.IntRange(0), help="ArrayRecord shards; 0 = as many "
+              "as stay under 256 MB.")  # fmt: skip
+@click.option("--all-stages", is_flag=True, help="Measure every score of every clip, also of "
+              "rejected ones, for data_prep.evaluate --leave-one-out.")  # fmt: skip
 @click.option("--max-clip-seconds", default=10.0, type=click.FloatRange(0.5), show_default=True)
 @click.option("--semantic", default="opencv", show_default=True,
               help="Detector: opencv (people), off, an .onnx file, or the .tgz of "
@@ -69,8 +88,13 @@ class Job:
 def app(
     source: str,
     output: Path,
+    config: Path | None,
+    runner: str,
     workers: int,
+    address: str,
+    gpus_per_video: float,
     shards: int,
+    all_stages: bool,
     max_clip_seconds: float,
     semantic: str,
     flow: str,
@@ -81,20 +105,57 @@ def app(
     """Selects 3D-aware clips (static scene, moving camera) from raw videos."""
     files = find_videos(source)
     from data_prep.flow import make_flow_backend
+    from data_prep.runners import Runner, cores
     from data_prep.semantic import make_detector
     from data_prep.stages import Settings
     from data_prep.video import DecodeLimits
 
-    make_detector(semantic)  # wrong files are refused before any work
-    make_flow_backend(flow)
-    settings = Settings(
-        seed=seed,
-        semantic=semantic,
-        flow=flow,
-        max_clip_seconds=max_clip_seconds,
-        limits=DecodeLimits(timeout_seconds=decode_timeout, memory_mb=decode_memory),
-    )
-    curate(files, output, settings, workers or os.cpu_count() or 1, shards)
+    settings = read_settings(config) if config is not None else Settings()
+    given = {
+        "seed": seed, "semantic": semantic, "flow": flow, "max_clip_seconds": max_clip_seconds,
+        "all_stages": all_stages,
+        "limits": DecodeLimits(timeout_seconds=decode_timeout, memory_mb=decode_memory),
+    }  # fmt: skip
+    if config is not None:  # what the command line does not say stays as in the file
+        context = click.get_current_context()
+        options = {"limits": "decode_timeout"}
+        given = {
+            name: value for name, value in given.items()
+            if context.get_parameter_source(options.get(name, name)).name == "COMMANDLINE"
+        }  # fmt: skip
+    settings = dataclasses.replace(settings, **given)
+    make_detector(settings.semantic)  # wrong files are refused before any work
+    make_flow_backend(settings.flow)
+    where = Runner(runner, workers or cores(), address, gpus_per_video)
+    curate(files, output, settings, where, shards)
+
+
+def read_settings(path: Path) -> Settings:
+    """Settings from JSON; unknown fields are refused with their name."""
+    from data_prep.rules import Thresholds
+    from data_prep.stages import Settings
+    from data_prep.video import DecodeLimits
+
+    def build(kind: type, values: object, where: str) -> object:
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: {where or 'the file'} has to be a JSON object")
+        known = {field.name for field in dataclasses.fields(kind)}
+        for name in values:
+            if name not in known:
+                raise InputError(f"{path}: unknown setting {where}{name}")
+        return kind(**values)
+
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is no JSON ({error})") from None
+    if isinstance(values, dict):
+        for name, kind in {"limits": DecodeLimits, "thresholds": Thresholds}.items():
+            if name in values:
+                values[name] = build(kind, values[name], f"{name}.")
+    return build(Settings, values, "")
 
 
 def find_videos(source: str) -> list[tuple[Path, str]]:
@@ -104,9 +165,13 @@ def find_videos(source: str) -> list[tuple[Path, str]]:
     InputError when there is nothing.
     """
     root = Path(source)
-    if root.is_file():
+    if root.is_file() and root.suffix.lower() in (".txt", ".parquet"):
+        paths = _listed(root)
+        root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+        paths = [path.absolute() for path in paths]
+    elif root.is_file():
         return [(root, root.name)]
-    if root.is_dir():
+    elif root.is_dir():
         paths = [p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()]
         if not paths:
             raise InputError(f"{source}: holds no videos ({' '.join(VIDEO_SUFFIXES)})")
@@ -120,8 +185,34 @@ def find_videos(source: str) -> list[tuple[Path, str]]:
     return sorted(((p, p.relative_to(root).as_posix()) for p in paths), key=lambda item: item[1])
 
 
+def _listed(path: Path) -> list[Path]:
+    """The videos that a list names: one path per line, or a column of a Parquet file."""
+    if path.suffix.lower() == ".txt":
+        entries = [line.strip() for line in path.read_text().splitlines()]
+        entries = [line for line in entries if line and not line.startswith("#")]
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.read_table(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{path}: is no Parquet file ({error})") from None
+        column = next((name for name in ("path", "file") if name in table.column_names), None)
+        if column is None:
+            raise InputError(f"{path}: has no column path or file, only {table.column_names}")
+        entries = [str(entry) for entry in table[column].to_pylist()]
+    if not entries:
+        raise InputError(f"{path}: lists no videos")
+    return [path.parent / entry for entry in dict.fromkeys(entries)]  # absolute ones stay
+
+
 def curate(
-    files: Sequence[tuple[Path, str]], output: Path, settings: object, workers: int, shards: int
+    files: Sequence[tuple[Path, str]],
+    output: Path,
+    settings: Settings,
+    runner: Runner | None = None,
+    shards: int = 0,
 ) -> list[dict]:
     """Judges `files` into `output`; returns the lines of decisions.jsonl.
 
@@ -130,7 +221,7 @@ def curate(
     from tqdm import tqdm
 
     from data_prep.report import write_report
-    from data_prep.runners import WorkerLost, run_jobs
+    from data_prep.runners import Runner, WorkerLost, run_jobs
     from data_prep.shards import error_line, merge, video_key
 
     work = output / ".work" / "videos"
@@ -150,7 +241,7 @@ def curate(
         click.echo(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already")
     lost: dict[str, str] = {}
     with tqdm(total=len(todo), desc="curate", unit="video", disable=not todo) as progress:
-        for job, result in run_jobs(run_job, todo, min(workers, len(todo))):
+        for job, result in run_jobs(run_job, todo, runner or Runner()):
             if isinstance(result, WorkerLost):
                 lost[job.name] = str(result)
             progress.update()
@@ -180,21 +271,26 @@ def curate(
 def run_job(job: Job) -> None:
     """Judges one video and stores the result; trouble with one video never ends the run."""
     from data_prep.report import video_sheet
+    from data_prep.runners import LimitExceeded, limited
     from data_prep.shards import store_video
     from data_prep.stages import Verdict, judge_video
 
     started = _cpu_seconds()
     with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
         try:
-            verdict = judge_video(job.path, Path(folder), job.settings)
-            sheet = video_sheet(verdict.clips)
+            with limited(job.settings.video_seconds, job.settings.video_megabytes):
+                verdict = judge_video(job.path, Path(folder), job.settings)
+                sheet = video_sheet(verdict.clips)
+        except LimitExceeded as error:
+            verdict, sheet = Verdict("error", "video", f"judging it {error}", {}, []), None
         except (OSError, MemoryError):
             raise  # the machine's trouble (disk, memory), not the video's
         except Exception as error:
             text = " ".join(str(error).split())[:160]
             verdict = Verdict("error", "video", f"{type(error).__name__}: {text}", {}, [])
             sheet = None
-        store_video(job.folder, job.name, verdict, sheet, _cpu_seconds() - started)
+        seconds = {"cpu_seconds": _cpu_seconds() - started, **verdict.stage_seconds()}
+        store_video(job.folder, job.name, verdict, sheet, seconds)
 
 
 def _cpu_seconds() -> float:

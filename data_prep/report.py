@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_prep.rules import threshold_of
 from data_prep.stages import Clip
 from see3d_jax import html
 from see3d_jax.media import contact_sheet
@@ -24,17 +25,6 @@ from see3d_jax.media import contact_sheet
 CELL_HEIGHT = 108
 COLUMNS = 5
 MAX_CLIPS = 4
-# score → the threshold that is drawn into its histogram
-HISTOGRAMS = {
-    "median_track_radius": "min_median_radius",
-    "still_track_share": "still_share",
-    "rigid_track_share": "min_rigid_share",
-    "parallax_share": "min_parallax_share",
-    "turn_residual": "min_turn_residual",
-    "people_share": "max_people_share",
-    "flow_consistency": "min_flow_consistency",
-    "dynamic_score": "max_dynamic_score",
-}
 _SCRIPT = """<script>
 const pick=document.getElementById('pick');
 pick.onchange=()=>document.querySelectorAll('[data-tags]').forEach(
@@ -147,7 +137,7 @@ def _histograms(lines: Sequence[dict], clips: Sequence[dict]) -> list[str]:
         (line["scores"]["thresholds"] for line in lines if "thresholds" in line["scores"]), {}
     )
     figures = []
-    for score, threshold in HISTOGRAMS.items():
+    for score, threshold in threshold_of():
         having = [clip for clip in clips if score in clip["scores"]]
         if having and threshold in thresholds:
             values = np.array([clip["scores"][score] for clip in having], float)

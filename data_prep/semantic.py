@@ -1,8 +1,8 @@
 """Stage 2, semantic dynamic recognition: clips that show people or animals most of the time.
 
 A detector is a function frame [H, W, 3] uint8 RGB → detections of classes that may move. The
-default needs no download: the HOG pedestrian detector and the frontal-face cascade inside OpenCV, at
-thresholds where buildings and foliage rarely fire. It misses seated people from behind, small
+default needs no download: the HOG pedestrian detector and the frontal-face cascade inside OpenCV,
+at thresholds where buildings and foliage rarely fire. It misses seated people from behind, small
 people and animals; those that move are left to the dynamic stage, those that stand still pass.
 Networks with weights of their own are in data_prep.detectors.
 """

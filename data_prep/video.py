@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.runners import die_with_parent
 from data_prep.tracking import (
     fit_fundamental,
     fit_homography,
@@ -99,8 +100,12 @@ def decode(path: str | os.PathLike[str], folder: Path, limits: DecodeLimits) -> 
     path = Path(path)
     if not path.is_file():
         raise DecodeError("no such file")
-    if path.stat().st_size == 0:
-        raise DecodeError("the file is empty (0 bytes)")
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise DecodeError("the file is empty (0 bytes)")
+    except OSError as error:
+        raise DecodeError(f"cannot be read ({error.strerror})") from None
     command = [
         sys.executable, "-m", "data_prep.video", str(path.resolve()), str(folder),
         json.dumps(dataclasses.asdict(limits)),
@@ -405,6 +410,7 @@ def _decode_in_this_process(path: str, folder: Path, limits: DecodeLimits) -> di
 
 
 def _main(path: str, folder: str, limits_json: str) -> None:
+    die_with_parent()
     limits = DecodeLimits(**json.loads(limits_json))
     memory = limits.memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
