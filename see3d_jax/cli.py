@@ -51,12 +51,13 @@ Examples:
 )
 @click.option(
     "--input", "source", type=_PATH, required=True, metavar="PHOTO_OR_FOLDER",
-    help="One photo (give --depth), or a folder with transforms.json and depth.",
+    help="One photo (give --depth), or a folder with transforms.json or a COLMAP model.",
 )  # fmt: skip
 @click.option(
     "--depth", type=_PATH, metavar="FILE",
     help="Planar depth of the (first) reference: .npy, .npz or .exr in any unit, or 16-bit "
-    ".png in steps of 1/1000; a folder's own depth is used where it has one.",
+    ".png in steps of 1/1000. Default: the folder's own depth, else stereo between two or more "
+    "--reference frames.",
 )  # fmt: skip
 @click.option(
     "--trajectory", required=True, metavar="MOVE_OR_FILE",

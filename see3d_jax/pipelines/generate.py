@@ -39,7 +39,8 @@ from see3d_jax.models.codec import Codec
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import Params, apply_unet
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
-from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_scene
+from see3d_jax.pipelines.depth import reference_depths
+from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
 from see3d_jax.pipelines.pretrained import See3DModel, load_model
 
 DEFAULT_FOV = 55.0  # degrees, horizontal: between a phone's main camera (65) and its zoom (45)
@@ -101,7 +102,7 @@ def generate(
     truth: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Generated:
-    """Generates views along a camera path from one photo with depth, or from posed views with it.
+    """Generates views along a camera path from one photo with depth, or from posed views.
 
     Args:
       source: a photo, or a scene folder (see `pipelines.inputs.load_scene`). A photo that is a
@@ -110,7 +111,8 @@ def generate(
       trajectory: a move around the first reference (`geometry.trajectories.MOVES`), or a file of
         cameras: transforms.json, CSV, COLMAP folder.
       checkpoint: workdir of a training run, or folder of converted released weights.
-      depth: planar depth of the first reference, of its size; needed where the source has none.
+      depth: planar depth of the first reference, of its size. Where the source has none either,
+        it is estimated by stereo between two or more references.
       views: how many; default 8, or every camera of the file but those of the references.
       references: indices or names of the source's frames to start from; default the first.
       steps, guidance: of the sampler; guidance defaults to what the model was evaluated with.
@@ -134,7 +136,9 @@ def generate(
     width, height = working_size(
         first.width, first.height, size or model.image_size, model.size_multiple
     )
-    images, cameras, depths = _load_references(scene, chosen, max(width, height) * _SUPERSAMPLE)
+    largest = max(width, height) * _SUPERSAMPLE
+    images, cameras = _load_references(scene, chosen, largest)
+    depths, depth_from = reference_depths(scene, chosen, images, cameras, largest)
     given_files = [scene.image_paths[i] for i in chosen]
     path = _camera_path(trajectory, cameras[0], depths[0], given_files, views)
     path = [path[i].resized(width, height) for i in range(len(path.intrinsics))]
@@ -172,8 +176,8 @@ def generate(
         reference_names=tuple(scene.names[i] for i in chosen),
         truth=true_images, metrics=metrics,
         run={
-            "input": str(source), "depth": depth and str(depth), "trajectory": trajectory,
-            "checkpoint": str(checkpoint), "model": model.name, "sampler": sampler,
+            "input": str(source), "depth": depth and str(depth), "depth_from": depth_from,
+            "trajectory": trajectory, "checkpoint": str(checkpoint), "model": model.name, "sampler": sampler,
             "truth": truth and str(truth),
             "references": [scene.names[i] for i in chosen], "fov": fov, "steps": steps,
             "guidance": guidance, "composite": composite, "seed": seed,
@@ -216,9 +220,8 @@ def _open_source(
         scene = dataclasses.replace(
             scene, depth_paths=(depth,) * len(scene), depth_unit=unit
         )  # only that of the one reference will be read
-    if scene.depth_paths is None:
-        what = "has no depth maps" if source.is_dir() else "one photo needs its depth map"
-        raise InputError(f"{source}: {what}; give --depth FILE")
+    if scene.depth_paths is None and len(scene) == 1:
+        raise InputError(f"{source}: one photo needs its depth map; give --depth FILE")
     return scene
 
 
@@ -271,12 +274,12 @@ def working_size(width: int, height: int, side: int, multiple: int) -> tuple[int
 
 def _load_references(
     scene: Scene, chosen: list[int], max_size: int
-) -> tuple[list[np.ndarray], list[Camera], list[np.ndarray]]:
+) -> tuple[list[np.ndarray], list[Camera]]:
     images, cameras = load_images(scene, tuple(chosen), max_size)
     sizes = {(camera.width, camera.height) for camera in cameras}
     if len(sizes) > 1:
         raise InputError(f"{scene.root}: the references differ in size: {sorted(sizes)}")
-    return images, cameras, [load_depth(scene, i, max_size) for i in chosen]
+    return images, cameras
 
 
 # --- where to look ------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from see3d_jax.pipelines import generate as module
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
 from see3d_jax.pipelines.export import check_output_folder, write_generated
 from see3d_jax.pipelines.generate import generate, group_targets, working_size
-from see3d_jax.pipelines.inputs import load_images, load_scene
+from see3d_jax.pipelines.inputs import load_depth, load_images, load_scene
 from see3d_jax.pipelines.pretrained import See3DModel
 
 FRAMES = 7
@@ -122,6 +122,25 @@ def test_more_references_leave_fewer_holes(scene, model) -> None:
     assert two.reference_names == ("00000", "00006") and len(two.references) == 2
     assert two.metrics["hole_share"] < one.metrics["hole_share"]
     assert two.metrics["methods"]["raw_warp"]["known"]["psnr"] > 30
+
+
+def test_posed_photos_without_depth_get_it_from_stereo(scene, model, tmp_path) -> None:
+    posed = shutil.copytree(scene, tmp_path / "posed")
+    content = json.loads((posed / "transforms.json").read_text())
+    for frame in content["frames"]:
+        del frame["depth_file_path"]
+    (posed / "transforms.json").write_text(json.dumps(content))
+    result = run(posed, trajectory=str(posed / "transforms.json"), references=(1, 2, 3))
+    assert result.run["depth_from"] == "stereo"
+    true_depth = np.stack([load_depth(load_scene(scene), i) for i in (1, 2, 3)])
+    true_depth = true_depth[:, 1::2, 1::2]  # the working size is half
+    known = (result.reference_depths > 0) & (true_depth > 0)
+    assert known.mean() > 0.3
+    assert np.median(np.abs(result.reference_depths / true_depth - 1)[known]) < 0.05
+    scores = result.metrics["methods"]
+    assert scores["raw_warp"]["known"]["psnr"] > scores["nearest_reference"]["known"]["psnr"]
+    with pytest.raises(InputError, match="two or more --reference"):
+        run(posed, trajectory="orbit", references=(1,))
 
 
 def test_same_seed_same_bits_and_another_seed_another_view(scene, model) -> None:
