@@ -16,11 +16,15 @@ import collections
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import click
 
 from see3d_jax.errors import InputError, run_command
-from see3d_jax.files import write_json
+from see3d_jax.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from data_prep.calibration import Case
 
 EXAMPLES = """
 Examples:
@@ -28,6 +32,9 @@ Examples:
 \b
   python -m data_prep.evaluate --labels manifest.json --decisions curated/decisions.jsonl
   python -m data_prep.evaluate --labels manifest.json --decisions d.jsonl --output scores.json
+  python -m data_prep.curate --input videos/ --output all/ --all-stages
+  python -m data_prep.evaluate --labels manifest.json --decisions all/decisions.jsonl \\
+      --leave-one-out --picture curve.svg
 """
 
 
@@ -36,10 +43,32 @@ Examples:
 @click.option("--decisions", required=True, type=click.Path(path_type=Path),
               help="decisions.jsonl of a curation run.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the numbers here.")
-def app(labels: Path, decisions: Path, output: Path | None) -> None:
+@click.option("--leave-one-out", is_flag=True, help="Choose thresholds on all other videos, for "
+              "each video; needs decisions of curate --all-stages.")  # fmt: skip
+@click.option("--picture", type=click.Path(path_type=Path), help="Precision-recall curve as SVG; "
+              "needs decisions of curate --all-stages.")  # fmt: skip
+def app(
+    labels: Path, decisions: Path, output: Path | None, leave_one_out: bool, picture: Path | None
+) -> None:
     """Precision and recall of curation, with the table of disagreements."""
-    result = evaluate(read_labels(labels), read_decisions(decisions))
+    from data_prep import calibration
+    from data_prep.rules import Thresholds
+
+    named, decided = read_labels(labels), read_decisions(decisions)
+    result = evaluate(named, decided)
     click.echo(format_result(result))
+    cases = make_cases(named, decided)
+    if leave_one_out:
+        out = calibration.leave_one_out(cases, Thresholds())
+        result["leave_one_out"] = calibration.counts(out)
+        wrong = [case.file for case, keep in out
+                 if not (case.may_keep if keep else case.may_reject)]  # fmt: skip
+        result["leave_one_out"]["wrong"] = wrong
+        click.echo(f"leave-one-out: {json.dumps(result['leave_one_out'])}")
+    if picture is not None:
+        points = calibration.precision_recall(cases, Thresholds())
+        chosen = {"precision": result["precision"], "strict_recall": result["strict_recall"]}
+        write_text(picture, calibration.curve_picture(points, chosen))
     if output is not None:
         write_json(output, result)
 
@@ -78,14 +107,12 @@ def read_decisions(path: Path) -> list[dict]:
 
 def evaluate(labels: Sequence[dict], decisions: Sequence[dict]) -> dict:
     """Labels and decisions → precision, recall, counts, confusion per label, disagreements."""
-    by_path = {decision["path"]: decision for decision in decisions}
-    by_name = {PurePosixPath(decision["path"]).name: decision for decision in decisions}
     confusion: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    stages: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     disagreements, unjudged = [], []
     kept = kept_right = wanted = wanted_right = wanted_kept = agreed = 0
     for label in labels:
-        name = PurePosixPath(label["file"]).name
-        decision = by_path.get(label["file"]) or by_name.get(name)
+        decision = _find(label["file"], decisions)
         if decision is None:
             unjudged.append(label["file"])
             continue
@@ -99,6 +126,7 @@ def evaluate(labels: Sequence[dict], decisions: Sequence[dict]) -> dict:
             wanted_right += right
             wanted_kept += keep
         confusion[label["label"]][decision["decision"]] += 1
+        stages[decision.get("stage", "")][label["label"]] += 1
         if not right:
             disagreements.append(
                 {
@@ -118,9 +146,40 @@ def evaluate(labels: Sequence[dict], decisions: Sequence[dict]) -> dict:
         "recall": wanted_right / wanted if wanted else None,
         "strict_recall": wanted_kept / wanted if wanted else None,
         "confusion": {label: dict(counts) for label, counts in sorted(confusion.items())},
+        "stages": {stage: dict(labels) for stage, labels in sorted(stages.items())},
         "disagreements": disagreements,
         "unjudged": unjudged,
     }
+
+
+def make_cases(labels: Sequence[dict], decisions: Sequence[dict]) -> list[Case]:
+    """Labelled videos with the scores of their clips; those without a decision are left out."""
+    from data_prep.calibration import Case
+
+    cases = []
+    for label in labels:
+        decision = _find(label["file"], decisions)
+        if decision is None:
+            continue
+        accepted = label["acceptable_decisions"]
+        kept = {"decision": "keep", "scores": decision.get("scores", {})}
+        cases.append(
+            Case(
+                file=label["file"],
+                clips=tuple(clip["scores"] for clip in decision["clips"]),
+                must_keep=label["label"] == "keep",
+                may_keep=is_acceptable(kept, accepted),
+                may_reject="reject" in accepted or "error" in accepted,
+            )
+        )
+    return cases
+
+
+def _find(file: str, decisions: Sequence[dict]) -> dict | None:
+    """The decision on a file, by its path, else by its name alone."""
+    by_path = {decision["path"]: decision for decision in decisions}
+    by_name = {PurePosixPath(decision["path"]).name: decision for decision in decisions}
+    return by_path.get(file) or by_name.get(PurePosixPath(file).name)
 
 
 def is_acceptable(decision: dict, acceptable: Sequence[str]) -> bool:
@@ -146,6 +205,9 @@ def format_result(result: dict) -> str:
     for label, counts in result["confusion"].items():
         numbers = [counts.get(name, 0) for name in ("keep", "reject", "error")]
         lines.append(f"{label:22}{numbers[0]:6}{numbers[1]:8}{numbers[2]:7}")
+    for stage, labels in result["stages"].items():
+        told = ", ".join(f"{count} {label}" for label, count in sorted(labels.items()))
+        lines.append(f"decided by {stage}: {told}")
     for row in result["disagreements"]:
         lines.append(
             f"wrong: {row['file']} labelled {row['label']}, decided {row['decision']} "
