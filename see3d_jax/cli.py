@@ -61,8 +61,9 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--trajectory", required=True, metavar="MOVE_OR_FILE",
-    help="orbit, spiral, forward or look_around (scaled by the depth of the first reference), or "
-    "a file of cameras: transforms.json, CSV (x, y, z, qw, qx, qy, qz), COLMAP folder.",
+    help="orbit, spiral, forward, dolly_zoom, lemniscate or look_around (scaled by the depth of "
+    "the first reference), or a file of cameras: transforms.json, CSV (x, y, z, qw, qx, qy, qz), "
+    "COLMAP folder.",
 )  # fmt: skip
 @click.option(
     "--checkpoint", type=_PATH, required=True, metavar="DIR",

@@ -91,6 +91,32 @@ def forward(first: Camera, focus: float, views: int, travel: float = 0.4) -> Cam
     )
 
 
+def dolly_zoom(first: Camera, focus: float, views: int, travel: float = 0.4) -> Camera:
+    """Forward by `travel` × focus while zooming out, so that what is at `focus` keeps its size.
+
+    `travel` must be less than 1; negative moves back and zooms in.
+    """
+    if not travel < 1:
+        raise InputError(f"trajectory dolly_zoom: travel must be less than 1, got {travel}")
+    path = forward(first, focus, views, travel)
+    zoom = np.ones((views, 3, 3), np.float32)
+    left = (1 - travel * np.linspace(0, 1, views)).astype(np.float32)  # of the distance
+    zoom[:, 0, 0] = zoom[:, 1, 1] = left
+    return dataclasses.replace(path, intrinsics=path.intrinsics * zoom)
+
+
+def lemniscate(first: Camera, focus: float, views: int, radius: float = 0.2) -> Camera:
+    """A figure of eight in the image plane, `radius` × focus to either side, facing the pivot.
+
+    It starts at the first view and passes it again half way; the last view is one step before it.
+    """
+    poses = []
+    for angle in np.linspace(0, 2 * np.pi, views, endpoint=False):
+        offset = radius * focus * np.array([np.sin(angle), 0.5 * np.sin(2 * angle), 0.0])
+        poses.append(_looking(offset, np.array([0.0, 0.0, focus])))
+    return _moved(first, poses)
+
+
 def look_around(first: Camera, views: int, degrees: float = 40.0) -> Camera:
     """Turns in place from −degrees/2 to +degrees/2 about the camera's own up axis."""
     angles = np.radians(np.linspace(-degrees / 2, degrees / 2, views))
@@ -165,6 +191,8 @@ MOVES = {
     "orbit": orbit,
     "spiral": spiral,
     "forward": forward,
+    "dolly_zoom": dolly_zoom,
+    "lemniscate": lemniscate,
     # turning in place has no use for a distance, but every move is called alike
     "look_around": lambda first, focus, views, **options: look_around(first, views, **options),
 }

@@ -177,8 +177,8 @@ def generate(
         truth=true_images, metrics=metrics,
         run={
             "input": str(source), "depth": depth and str(depth), "depth_from": depth_from,
-            "trajectory": trajectory, "checkpoint": str(checkpoint), "model": model.name, "sampler": sampler,
-            "truth": truth and str(truth),
+            "trajectory": trajectory, "checkpoint": str(checkpoint), "model": model.name,
+            "sampler": sampler, "truth": truth and str(truth),
             "references": [scene.names[i] for i in chosen], "fov": fov, "steps": steps,
             "guidance": guidance, "composite": composite, "seed": seed,
             "width": width, "height": height, "num_views": len(path),

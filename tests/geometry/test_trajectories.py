@@ -10,10 +10,12 @@ from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, proje
 from see3d_jax.geometry.scene_files import PosedImages, write_colmap, write_transforms
 from see3d_jax.geometry.trajectories import (
     MOVES,
+    dolly_zoom,
     focus_distance,
     forward,
     from_file,
     interpolate,
+    lemniscate,
     look_around,
     make_trajectory,
     orbit,
@@ -152,3 +154,26 @@ def test_focus_is_the_median_of_the_middle_and_ignores_unknown_depth():
     assert focus_distance(depth) == 9.0
     with pytest.raises(InputError, match="no pixel has a known depth"):
         focus_distance(np.zeros((4, 4)))
+
+
+def test_dolly_zoom_keeps_the_size_of_what_is_in_focus():
+    path = dolly_zoom(FIRST, 3.0, 4, travel=0.5)
+    to_world = np.asarray(FIRST.camera_to_world)
+    board = np.array([[-1, 0.5, 3, 1], [1, -0.5, 3, 1]]) @ to_world.T
+    seen = [np.asarray(project(path[i], board[:, :3].astype(np.float32))[0]) for i in range(4)]
+    for view in seen:
+        np.testing.assert_allclose(view, seen[0], atol=1e-3)
+    behind = (np.array([[1, 0, 9, 1]]) @ to_world.T)[:, :3].astype(np.float32)
+    shifts = [float(project(path[i], behind)[0][0, 0]) for i in range(4)]
+    assert all(np.diff(shifts) < -0.1)  # zooming out: the background shrinks
+    with pytest.raises(InputError, match="travel"):
+        dolly_zoom(FIRST, 3.0, 4, travel=1.0)
+
+
+def test_lemniscate_crosses_the_first_view_and_faces_the_pivot():
+    path = lemniscate(FIRST, 3.0, 8)
+    for i in (0, 4):
+        np.testing.assert_allclose(path.world_to_camera[i], FIRST.world_to_camera, atol=1e-5)
+    pivot = (np.asarray(FIRST.camera_to_world) @ [0, 0, 3.0, 1])[:3].astype(np.float32)
+    for i in range(8):
+        np.testing.assert_allclose(project(path[i], pivot[None])[0][0], [32, 24], atol=1e-2)
