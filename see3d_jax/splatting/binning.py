@@ -4,6 +4,9 @@ Every (tile, Gaussian) candidate gets one integer key `tile | depth rank`; sorti
 (no payload) yields all lists at once. Array sizes are static, so the caller chooses a capacity;
 the true number of pairs is returned, and a result with `pair_count > capacity` must be thrown away
 and computed again with a larger capacity (`render.render` and `fit` do).
+
+An image may be split into bands for several devices: band b of B holds the tile rows b, b + B,
+b + 2B, … Interleaved rows share the work evenly, whether the sky is above or the floor below.
 """
 
 from __future__ import annotations
@@ -40,24 +43,29 @@ def tile_grid(width: int, height: int) -> tuple[int, int]:
     return -(-width // TILE), -(-height // TILE)
 
 
-def bin_gaussians(projected: Projected, width: int, height: int, capacity: int) -> TileLists:
-    """Builds the tile lists of one image. `capacity` is static; see the module docstring."""
-    projected = jax.lax.stop_gradient(projected)
-    across, down = tile_grid(width, height)
-    tiles, number = across * down, projected.depths.shape[0]
+def band_rows(height: int, bands: int) -> int:
+    """Tile rows that each band holds, the ones below the image of the last bands included."""
+    return -(-tile_grid(1, height)[1] // bands)
 
-    limit = jnp.array([[across], [down]], jnp.int32)
-    lower, upper = projected.means - projected.extents, projected.means + projected.extents
-    first = jnp.clip(_floor_to_tile(lower, limit), 0, limit)
-    last = jnp.clip(_floor_to_tile(upper, limit) + 1, 0, limit)
-    drawn = projected.extents.min(0) > 0
-    span = jnp.where(drawn, jnp.maximum(last - first, 0), 0)  # [2, N] tiles across, down
+
+def bin_gaussians(
+    projected: Projected,
+    width: int,
+    height: int,
+    capacity: int,
+    band: jax.Array | int = 0,
+    bands: int = 1,
+) -> TileLists:
+    """Builds the tile lists of one band of an image (by default all of it).
+
+    `capacity` and `bands` are static, `band` is not; see the module docstring.
+    """
+    projected = jax.lax.stop_gradient(projected)
+    across = tile_grid(width, height)[0]
+    tiles, number = across * band_rows(height, bands), projected.depths.shape[0]
+    drawn, first, span, pair_count = _tile_spans(projected, width, height, band, bands)
     count = span[0] * span[1]
     offset = jnp.cumsum(count) - count
-    # Sums of int32 wrap silently; a float sum tells an absurd scene from a small one.
-    pair_count = jnp.where(
-        count.astype(jnp.float32).sum() > 2.0**30, jnp.int32(2**30), count.sum(dtype=jnp.int32)
-    )
 
     order = jnp.argsort(jnp.where(drawn, projected.depths, jnp.inf))
     rank = jnp.zeros(number, jnp.int32).at[order].set(jnp.arange(number, dtype=jnp.int32))
@@ -69,11 +77,38 @@ def bin_gaussians(projected: Projected, width: int, height: int, capacity: int) 
     across_owner = jnp.maximum(span[0][owner], 1)
     tile_x = first[0][owner] + within % across_owner
     tile_y = first[1][owner] + within // across_owner
-    kept = (pair < pair_count) & _touches(projected, owner, tile_x, tile_y)
+    kept = (pair < pair_count) & _touches(projected, owner, tile_x, band + bands * tile_y)
     tile = jnp.where(kept, tile_y * across + tile_x, tiles)
     tile, sorted_rank = _sort_pairs(tile, rank[owner], tiles, number)
     edges = jnp.searchsorted(tile, jnp.arange(tiles + 1, dtype=tile.dtype)).astype(jnp.int32)
     return TileLists(order[sorted_rank].astype(jnp.int32), edges[:-1], jnp.diff(edges), pair_count)
+
+
+def count_pairs(projected: Projected, width: int, height: int, bands: int = 1) -> jax.Array:
+    """[] int32: the capacity that the fullest of an image's bands needs."""
+    counts = [_tile_spans(projected, width, height, b, bands)[-1] for b in range(bands)]
+    return jnp.stack(counts).max()
+
+
+def _tile_spans(
+    projected: Projected, width: int, height: int, band: jax.Array | int, bands: int
+) -> tuple[jax.Array, ...]:
+    """→ drawn [N], first tile and number of tiles [2, N] (x; rows of the band), pair count []."""
+    across, down = tile_grid(width, height)
+    limit = jnp.array([[across], [down]], jnp.int32)
+    lower, upper = projected.means - projected.extents, projected.means + projected.extents
+    first = jnp.clip(_floor_to_tile(lower, limit), 0, limit)
+    last = jnp.clip(_floor_to_tile(upper, limit) + 1, 0, limit)
+    # ⌈(row − band) / bands⌉ of the band's rows lie above a row.
+    first, last = (x.at[1].set((x[1] - band + bands - 1) // bands) for x in (first, last))
+    drawn = projected.extents.min(0) > 0
+    span = jnp.where(drawn, jnp.maximum(last - first, 0), 0)  # [2, N] tiles across, down
+    count = span[0] * span[1]
+    # Sums of int32 wrap silently; a float sum tells an absurd scene from a small one.
+    pair_count = jnp.where(
+        count.astype(jnp.float32).sum() > 2.0**30, jnp.int32(2**30), count.sum(dtype=jnp.int32)
+    )
+    return drawn, first, span, pair_count
 
 
 def _floor_to_tile(pixels: jax.Array, limit: jax.Array) -> jax.Array:

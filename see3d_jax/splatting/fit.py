@@ -2,9 +2,10 @@
 
 Loss: (1 − λ)·L1 + λ·(1 − SSIM), both weighted per pixel, plus a light pull on opacities and sizes
 that lets useless Gaussians fade, so that `densify.relocate` can put them to work elsewhere. All
-views have one size; everything is compiled once. Should a view need more (tile, Gaussian) pairs
-than the capacity, its step is thrown away, the capacity doubled and the step run again: the only
-recompilation there is. The same seed gives the same bits.
+views have one size; everything is compiled once, for twice the (tile, Gaussian) pairs that the
+fullest view of the initial scene needs. Should a view need more still, its step is thrown away, the
+capacity raised and the step run again: the only recompilation there can be. The same seed gives
+the same bits on the same number of devices.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.geometry.cameras import Camera
+from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.densify import relocate
 from see3d_jax.splatting.gaussians import Gaussians
-from see3d_jax.splatting.render import enough_capacity, render_within
+from see3d_jax.splatting.projection import project_gaussians
+from see3d_jax.splatting.render import enough_capacity, host_mesh, render_within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +130,7 @@ def fit(
     started = time.perf_counter()
     generator = np.random.default_rng(seed)
     keys = jax.random.key(seed)
-    images, weights = jnp.asarray(views.images), views.weights
-    weights = None if weights is None else jnp.asarray(weights)
+    images, weights = views.images, views.weights
     cameras = Camera(
         jnp.asarray(views.cameras.intrinsics, jnp.float32),
         jnp.asarray(views.cameras.world_to_camera, jnp.float32),
@@ -138,7 +141,13 @@ def fit(
     scale = jnp.float32(scene_size)
     # A short fit must reach its number of Gaussians too.
     relocate_every = min(config.relocate_every, max(1, config.steps // 20))
-    capacity = 1 << 14
+    mesh = host_mesh()
+    if mesh is not None:  # every device has a copy, now and not anew at every step
+        copies = NamedSharding(mesh, PartitionSpec())
+        state, images, weights, cameras = jax.device_put((state, images, weights, cameras), copies)
+    else:
+        images, weights = jax.device_put((images, weights))
+    capacity = enough_capacity(2 * int(_most_pairs(mesh, initial, cameras, jnp.float32(near))))
     losses, psnrs, durations = np.zeros(config.steps), np.zeros(config.steps), []
     order: list[int] = []
     bar = tqdm(total=config.steps, unit="step", desc="fit", disable=not progress, mininterval=0.5)
@@ -150,8 +159,9 @@ def fit(
         began = time.perf_counter()
         while True:
             candidate, loss, quality, pairs = _step(
-                config, capacity, state, images, weights, cameras, index, scale, jnp.float32(near)
-            )
+                config, capacity, mesh, state, images, weights, cameras, index, scale,
+                jnp.float32(near),
+            )  # fmt: skip
             if int(pairs) <= capacity:
                 break
             capacity = enough_capacity(int(pairs) * 5 // 4)
@@ -178,10 +188,24 @@ def fit(
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
+def _most_pairs(
+    mesh: Mesh | None, gaussians: Gaussians, cameras: Camera, near: jax.Array
+) -> jax.Array:
+    """[] int32, pairs of the fullest band of any view."""
+
+    def count(camera: Camera) -> jax.Array:
+        projected = project_gaussians(gaussians, camera, near)
+        return count_pairs(projected, camera.width, camera.height, mesh.size if mesh else 1)
+
+    return jax.lax.map(count, cameras).max()
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _step(
     config: FitConfig,
     capacity: int,
+    mesh: Mesh | None,
     state: _State,
     images: jax.Array,
     weights: jax.Array | None,
@@ -195,7 +219,7 @@ def _step(
     weight = None if weights is None else weights[index].astype(jnp.float32) / 255.0
 
     def loss_of(gaussians: Gaussians) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        picture = render_within(gaussians, cameras[index], capacity, near=near)
+        picture = render_within(gaussians, cameras[index], capacity, near=near, mesh=mesh)
         loss = photometric_loss(picture.rgb, truth, weight, config.ssim_weight)
         loss += config.opacity_pull * jax.nn.sigmoid(gaussians.opacity_logits).mean()
         loss += config.scale_pull * jnp.exp(gaussians.log_scales).mean() / scene_size

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from see3d_jax.splatting.binning import TILE, TileLists, tile_grid
+from see3d_jax.splatting.binning import TILE, TileLists
 from see3d_jax.splatting.projection import MIN_ALPHA
 
 MAX_ALPHA = 0.99
@@ -38,48 +38,49 @@ class _Block(NamedTuple):
     corner: jax.Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def rasterize(
-    table: jax.Array, lists: TileLists, width: int, height: int
+    table: jax.Array, lists: TileLists, band: jax.Array, across: int, bands: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Blends Gaussians into an image.
+    """Blends Gaussians into the tiles of one band of an image.
 
     Args:
       table: [N, 6 + C] per Gaussian: mean x, y (pixels); l11, l21, l22; opacity; C features.
-      lists: tile lists of this image; must not have overflowed.
-      width, height: image size in pixels (static).
+      lists: lists of the band's T tiles; must not have overflowed.
+      band: [] int32, which band (see `binning`).
+      across: tiles in a row (static).
+      bands: number of bands (static).
 
     Returns:
-      [H, W, C] blended features (premultiplied: nothing is added for the background) and
-      [H, W] transmittance left for the background.
+      [T, C, 64] blended features (premultiplied: nothing is added for the background) and
+      [T, 64] transmittance left for the background; pixels row by row in each tile.
     """
-    outputs, transmittance = _forward(table, lists, width, height)
-    return _to_image(outputs, width, height), _to_image(transmittance, width, height)
+    return _forward(table, lists, band, across, bands)
 
 
-def _rasterize_forward(table: jax.Array, lists: TileLists, width: int, height: int):
-    outputs, transmittance = _forward(table, lists, width, height)
-    images = _to_image(outputs, width, height), _to_image(transmittance, width, height)
-    return images, (table, lists, outputs, transmittance)
+def _rasterize_forward(
+    table: jax.Array, lists: TileLists, band: jax.Array, across: int, bands: int
+):
+    outputs, transmittance = _forward(table, lists, band, across, bands)
+    return (outputs, transmittance), (table, lists, band, outputs, transmittance)
 
 
-def _rasterize_backward(width: int, height: int, residuals, gradients):  # noqa: ANN001
-    table, lists, outputs, transmittance = residuals
-    grad_outputs = _to_tiles(gradients[0], width, height)
-    grad_transmittance = _to_tiles(gradients[1], width, height)
-    total = (outputs * grad_outputs).sum(1) + transmittance * grad_transmittance
-    return _backward(table, lists, width, height, grad_outputs, total), None
+def _rasterize_backward(across: int, bands: int, residuals, gradients):  # noqa: ANN001
+    table, lists, band, outputs, transmittance = residuals
+    total = (outputs * gradients[0]).sum(1) + transmittance * gradients[1]
+    scheduled = _schedule(lists, band, across, bands)
+    return _backward(table, lists, scheduled, gradients[0], total), None, None
 
 
 rasterize.defvjp(_rasterize_forward, _rasterize_backward)
 
 
 def _forward(
-    table: jax.Array, lists: TileLists, width: int, height: int
+    table: jax.Array, lists: TileLists, band: jax.Array, across: int, bands: int
 ) -> tuple[jax.Array, jax.Array]:
     """→ outputs [T, C, 64] and transmittance [T, 64], tiles row by row."""
     features = table.shape[1] - SHAPE_COLUMNS
-    blocks, order = _schedule(lists, width, height)
+    blocks, order = _schedule(lists, band, across, bands)
 
     def draw(block: _Block) -> tuple[jax.Array, jax.Array]:
         def segment(state):  # noqa: ANN001
@@ -105,19 +106,19 @@ def _forward(
         return output, transmittance
 
     outputs, transmittance = jax.lax.map(draw, blocks)
-    return tuple(_unschedule(leaf, order) for leaf in (outputs, transmittance))
+    tiles = lists.length.shape[0]
+    return tuple(_unschedule(leaf, order)[:tiles] for leaf in (outputs, transmittance))
 
 
 def _backward(
     table: jax.Array,
     lists: TileLists,
-    width: int,
-    height: int,
+    schedule: tuple[_Block, jax.Array],
     grad_outputs: jax.Array,
     total: jax.Array,
 ) -> jax.Array:
     """Gradient of the table. grad_outputs [T, C, 64]; total [T, 64] = Σ outputs · gradient."""
-    blocks, order = _schedule(lists, width, height)
+    blocks, order = schedule
     local = _pixel_offsets(table.dtype)
     moments = jnp.stack([jnp.ones_like(local[0]), *local], -1)  # [64, 3]: 1, x, y
     scheduled = _reschedule(grad_outputs, order), _reschedule(total, order)
@@ -220,16 +221,16 @@ def _pixel_offsets(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     return (pixel % TILE).astype(dtype) + 0.5, (pixel // TILE).astype(dtype) + 0.5
 
 
-def _schedule(lists: TileLists, width: int, height: int) -> tuple[_Block, jax.Array]:
+def _schedule(
+    lists: TileLists, band: jax.Array, across: int, bands: int
+) -> tuple[_Block, jax.Array]:
     """Blocks of tiles of like list length [n, BLOCK], and the tile order they came from."""
-    across, down = tile_grid(width, height)
-    tiles = across * down
-    missing = -tiles % BLOCK
+    missing = -lists.length.shape[0] % BLOCK
     length = jnp.pad(lists.length, (0, missing))
     start = jnp.pad(lists.start, (0, missing))
     order = jnp.argsort(-length)
-    corner = jnp.stack([order % across, order // across]).astype(jnp.float32) * TILE
-    corner = corner.reshape(2, -1, BLOCK).swapaxes(0, 1)
+    corner = jnp.stack([order % across, band + bands * (order // across)])
+    corner = (corner.astype(jnp.float32) * TILE).reshape(2, -1, BLOCK).swapaxes(0, 1)
     return _Block(start[order].reshape(-1, BLOCK), length[order].reshape(-1, BLOCK), corner), order
 
 
@@ -246,23 +247,3 @@ def _unschedule(blocks: jax.Array, order: jax.Array) -> jax.Array:
         .at[order]
         .set(blocks.reshape(-1, *blocks.shape[2:]), unique_indices=True)
     )
-
-
-def _to_image(tiles: jax.Array, width: int, height: int) -> jax.Array:
-    """[≥ T, (C,) 64] → [H, W(, C)]."""
-    across, down = tile_grid(width, height)
-    image = tiles[: across * down].reshape(down, across, -1, TILE, TILE)
-    image = image.transpose(0, 3, 1, 4, 2).reshape(down * TILE, across * TILE, -1)
-    image = image[:height, :width]
-    return image[..., 0] if tiles.ndim == 2 else image
-
-
-def _to_tiles(image: jax.Array, width: int, height: int) -> jax.Array:
-    """[H, W(, C)] → [T padded to whole blocks, (C,) 64], zeros outside the image."""
-    across, down = tile_grid(width, height)
-    flat = image[..., None] if image.ndim == 2 else image
-    flat = jnp.pad(flat, ((0, down * TILE - height), (0, across * TILE - width), (0, 0)))
-    tiles = flat.reshape(down, TILE, across, TILE, -1).transpose(0, 2, 4, 1, 3)
-    tiles = tiles.reshape(across * down, -1, PIXELS)
-    tiles = jnp.pad(tiles, ((0, -(across * down) % BLOCK), (0, 0), (0, 0)))
-    return tiles[:, 0] if image.ndim == 2 else tiles

@@ -2,23 +2,31 @@
 
 `render_within` is the pure, differentiable function for code under `jax.jit`: its capacity is
 fixed, and the caller must check `pair_count`. `render` is for everyone else: it starts small and
-doubles the capacity until everything fits, so that no Gaussian is ever dropped.
+raises the capacity until everything fits, so that no Gaussian is ever dropped.
+
+XLA runs these loops on one core per device. Where the processor is split into several JAX devices
+(`split_over_host_cores`, before anything is computed), `host_mesh` gives each a band of the image.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from see3d_jax.geometry.cameras import Camera
-from see3d_jax.splatting.binning import bin_gaussians
+from see3d_jax.splatting.binning import TILE, band_rows, bin_gaussians, tile_grid
 from see3d_jax.splatting.gaussians import Gaussians
-from see3d_jax.splatting.projection import project_gaussians
+from see3d_jax.splatting.projection import Projected, project_gaussians
 from see3d_jax.splatting.rasterize import rasterize
+
+_BAND = "band"
+_MOST_CORES = 16
 
 
 @jax.tree_util.register_dataclass
@@ -30,8 +38,8 @@ class Rendering:
       rgb: [H, W, 3] in [0, ~1], over the background.
       depth: [H, W] sum of weight · planar z; divide by `alpha` for the mean depth of a pixel.
       alpha: [H, W] in [0, 1], how much of the pixel the Gaussians cover.
-      pair_count: [] int32, (tile, Gaussian) pairs that were needed. If it exceeds the capacity
-        the picture is meaningless and must be rendered again.
+      pair_count: [] int32, (tile, Gaussian) pairs that were needed (by the fullest band).
+        If it exceeds the capacity the picture is meaningless and must be rendered again.
     """
 
     rgb: jax.Array
@@ -46,6 +54,7 @@ def render_within(
     capacity: int,
     background: jax.Array | float = 0.0,
     near: float = 0.01,
+    mesh: Mesh | None = None,
 ) -> Rendering:
     """Renders with room for `capacity` pairs; differentiable in Gaussians, camera, background.
 
@@ -55,18 +64,75 @@ def render_within(
       capacity: static size of the pair list.
       background: [3] RGB or a grey value, seen where alpha < 1.
       near: Gaussians whose centre is nearer than this (scene units, planar z) are not drawn.
+      mesh: from `host_mesh`: one band of the image per device, `capacity` pairs for each.
     """
     projected = project_gaussians(gaussians, camera, near)
-    lists = bin_gaussians(projected, camera.width, camera.height, capacity)
     rows = [projected.means, projected.cholesky, projected.opacities[None], projected.colors]
     table = jnp.concatenate([*rows, projected.depths[None]]).T
-    features, transmittance = rasterize(table, lists, camera.width, camera.height)
-    return Rendering(
-        rgb=features[..., :3] + transmittance[..., None] * background,
-        depth=features[..., 3],
-        alpha=1.0 - transmittance,
-        pair_count=lists.pair_count,
+    bands = 1 if mesh is None else mesh.size
+    draw = partial(_draw_band, (camera.width, camera.height), capacity, bands)
+    if mesh is not None:
+        whole, split = PartitionSpec(), PartitionSpec(_BAND)
+        draw = jax.shard_map(
+            draw, mesh=mesh, in_specs=(whole, whole, split), out_specs=split, check_vma=False
+        )
+    outputs, transmittance, pair_count = draw(
+        jax.lax.stop_gradient(projected), table, jnp.arange(bands, dtype=jnp.int32)
     )
+    tiles = jnp.concatenate([outputs, transmittance[:, :, None]], 2)
+    if mesh is not None:
+        tiles = jax.lax.with_sharding_constraint(tiles, NamedSharding(mesh, PartitionSpec()))
+    image = _assemble(tiles, camera.width, camera.height)
+    transmittance = image[..., -1]
+    return Rendering(
+        rgb=image[..., :3] + transmittance[..., None] * background,
+        depth=image[..., 3],
+        alpha=1.0 - transmittance,
+        pair_count=pair_count.max(),
+    )
+
+
+def _draw_band(
+    size: tuple[int, int],
+    capacity: int,
+    bands: int,
+    projected: Projected,
+    table: jax.Array,
+    band: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Band [1] of an image of `size` → tiles [1, T, C, 64] and [1, T, 64], pairs needed [1]."""
+    lists = bin_gaussians(projected, *size, capacity, band[0], bands)
+    outputs, transmittance = rasterize(table, lists, band[0], tile_grid(*size)[0], bands)
+    return outputs[None], transmittance[None], lists.pair_count[None]
+
+
+def _assemble(tiles: jax.Array, width: int, height: int) -> jax.Array:
+    """[bands, T, C, 64] → [H, W, C]."""
+    bands, across, rows = tiles.shape[0], tile_grid(width, height)[0], band_rows(height, len(tiles))
+    image = tiles.reshape(bands, rows, across, -1, TILE, TILE).transpose(1, 0, 4, 2, 5, 3)
+    return image.reshape(rows * bands * TILE, across * TILE, -1)[:height, :width]
+
+
+def split_over_host_cores() -> None:
+    """Makes every core of the processor a JAX device; before any computation, else no effect."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return  # the user has chosen
+    try:
+        cores = min(_MOST_CORES, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on this system
+        cores = min(_MOST_CORES, os.cpu_count() or 1)
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:  # JAX has started already
+        return
+
+
+def host_mesh() -> Mesh | None:
+    """The processor's devices as a mesh for `render_within`; None with one, or an accelerator."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu" or len(devices) == 1 or jax.process_count() > 1:
+        return None
+    return jax.make_mesh((len(devices),), (_BAND,), (AxisType.Auto,), devices=devices)
 
 
 _render_jit = partial(jax.jit, static_argnums=(2,))(render_within)
@@ -79,7 +145,7 @@ def render(
     near: float = 0.01,
     capacity: int = 1 << 15,
 ) -> Rendering:
-    """Like `render_within`, but grows the capacity until every pair fits (not under jit)."""
+    """Like `render_within`, but raises the capacity until every pair fits (not under jit)."""
     camera = Camera(
         jnp.asarray(camera.intrinsics, jnp.float32),
         jnp.asarray(camera.world_to_camera, jnp.float32),
@@ -96,5 +162,9 @@ def render(
 
 
 def enough_capacity(pair_count: int | np.ndarray) -> int:
-    """The power of two that holds `pair_count` pairs."""
-    return 1 << max(10, int(pair_count - 1).bit_length())
+    """A capacity for `pair_count` pairs: at least 1024, at most an eighth more than needed.
+
+    Few different values, as each is compiled anew; sorting the unused rest costs time as well.
+    """
+    step = 1 << max(7, int(pair_count - 1).bit_length() - 4)
+    return max(1024, -(-int(pair_count) // step) * step)
