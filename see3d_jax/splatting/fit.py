@@ -2,10 +2,10 @@
 
 Loss: (1 − λ)·L1 + λ·(1 − SSIM), both weighted per pixel, plus a light pull on opacities and sizes
 that lets useless Gaussians fade, so that `densify.relocate` can put them to work elsewhere. All
-views have one size; everything is compiled once, for twice the (tile, Gaussian) pairs that the
-fullest view of the initial scene needs. Should a view need more still, its step is thrown away, the
-capacity raised and the step run again: the only recompilation there can be. The same seed gives
-the same bits on the same number of devices.
+views have one size; everything is compiled once, for the (tile, Gaussian) pairs that the fullest
+view would need if all slots were in use and opaque. Should a view need more still, its step is
+thrown away, the capacity raised and the step run again: the only recompilation there can be. The
+same seed gives the same bits on the same number of devices.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.densify import relocate
-from see3d_jax.splatting.gaussians import Gaussians
+from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
 from see3d_jax.splatting.projection import project_gaussians
-from see3d_jax.splatting.render import enough_capacity, host_mesh, render_within
+from see3d_jax.splatting.render import enough_capacity, render_within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +113,7 @@ def fit(
     seed: int = 0,
     near: float = 0.01,
     progress: bool = True,
+    mesh: Mesh | None = None,
     on_step: Callable[[int, Gaussians], None] | None = None,
 ) -> FitResult:
     """Optimises the Gaussians.
@@ -125,6 +126,7 @@ def fit(
       seed: of the order of the views and of relocation.
       near: nearest visible depth, in scene units.
       progress: show a bar with PSNR and time left.
+      mesh: from `render.host_mesh`: draws a band of the image on each of its devices.
       on_step: called after every step, e.g. to record a time lapse.
     """
     started = time.perf_counter()
@@ -141,13 +143,14 @@ def fit(
     scale = jnp.float32(scene_size)
     # A short fit must reach its number of Gaussians too.
     relocate_every = min(config.relocate_every, max(1, config.steps // 20))
-    mesh = host_mesh()
     if mesh is not None:  # every device has a copy, now and not anew at every step
         copies = NamedSharding(mesh, PartitionSpec())
         state, images, weights, cameras = jax.device_put((state, images, weights, cameras), copies)
     else:
         images, weights = jax.device_put((images, weights))
-    capacity = enough_capacity(2 * int(_most_pairs(mesh, initial, cameras, jnp.float32(near))))
+    share = float((np.asarray(initial.opacity_logits) > EMPTY_LOGIT / 2).mean())
+    pairs = int(_most_pairs(mesh, initial, cameras, jnp.float32(near)))
+    capacity = enough_capacity(int(pairs / max(share, 1e-6)))
     losses, psnrs, durations = np.zeros(config.steps), np.zeros(config.steps), []
     order: list[int] = []
     bar = tqdm(total=config.steps, unit="step", desc="fit", disable=not progress, mininterval=0.5)
@@ -192,7 +195,9 @@ def fit(
 def _most_pairs(
     mesh: Mesh | None, gaussians: Gaussians, cameras: Camera, near: jax.Array
 ) -> jax.Array:
-    """[] int32, pairs of the fullest band of any view."""
+    """[] int32, pairs of the fullest band of any view, were all Gaussians opaque."""
+    logits = jnp.where(gaussians.opacity_logits > EMPTY_LOGIT / 2, 5.0, EMPTY_LOGIT)
+    gaussians = dataclasses.replace(gaussians, opacity_logits=logits)
 
     def count(camera: Camera) -> jax.Array:
         projected = project_gaussians(gaussians, camera, near)
