@@ -158,9 +158,7 @@ def reconstruct(source: Path, output: Path, seed: int, **options: int | None) ->
     OUTPUT holds point_cloud.ply (opens in any 3DGS viewer), orbit.mp4 and metrics.json.
     """
     from see3d_jax.pipelines.reconstruct import reconstruct as run
-    from see3d_jax.splatting.render import split_over_host_cores
 
-    split_over_host_cores()
     names = {"gaussians": "num_gaussians"}
     given = {names.get(k, k): v for k, v in options.items() if v is not None}
     metrics = run(source, output, seed=seed, **given)

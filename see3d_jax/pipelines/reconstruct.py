@@ -32,7 +32,7 @@ from see3d_jax.splatting import seeds
 from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
 from see3d_jax.splatting.formats import write_ply
 from see3d_jax.splatting.gaussians import Gaussians, from_points, occupied
-from see3d_jax.splatting.render import host_mesh, render
+from see3d_jax.splatting.render import render
 
 COMMAND = "see3d reconstruct"  # in metrics.json: how a folder is known to be ours
 MIN_IMAGE_SIZE = 32  # pixels; SSIM needs 11, and less than this is no photo
@@ -103,7 +103,6 @@ def reconstruct(
         seed=seed,
         near=near,
         progress=progress,
-        mesh=host_mesh(),
     )
     scene_of_gaussians = result.gaussians
     test_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in test]

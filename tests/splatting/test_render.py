@@ -212,13 +212,12 @@ def test_lists_are_in_depth_order_also_when_tile_and_rank_need_two_keys():
 
 BANDS = """
 import jax, jax.numpy as jnp, numpy as np
-from see3d_jax.splatting.render import host_mesh, render_within, split_over_host_cores
+from see3d_jax.splatting.render import host_mesh, render_within
 from tests.splatting import test_render as t
 
 jax.config.update("jax_num_cpu_devices", 3)
 mesh = host_mesh()
 assert mesh.size == 3
-split_over_host_cores()  # too late: no effect, no error
 
 def loss(scene, camera, mesh):
     picture = render_within(scene, camera, t.CAPACITY, 0.3, mesh=mesh)
