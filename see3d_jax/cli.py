@@ -121,7 +121,7 @@ def generate(output: Path, **options: object) -> None:
     metrics.json when the truth is known.
     """
     from see3d_jax.pipelines.export import check_output_folder, write_generated
-    from see3d_jax.pipelines.generate import generate as run
+    from see3d_jax.pipelines.generation import generate as run
 
     check_output_folder(output)
     result = run(**options)

@@ -5,6 +5,7 @@
     warps/ masks/ depth/  the warp, its known pixels (white), its planar depth (16 bit, 0 = hole)
     inpainted/            the warp filled by OpenCV, the baseline to beat
     transforms.json       nerfstudio cameras of views and references    splits.json  held-out views
+    sparse/0/             the same cameras as a COLMAP text model, without points
     contact_sheet.png video.mp4 run.json metrics.json (when the true images are known)
 
 The folder appears whole or not at all. transforms.json names no `mask_path`: there, nerfstudio and
@@ -21,9 +22,9 @@ from PIL import Image
 
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path, write_json
-from see3d_jax.geometry.scene_files import PosedImages, write_transforms
+from see3d_jax.geometry.scene_files import PosedImages, write_colmap, write_transforms
 from see3d_jax.media import contact_sheet, write_image, write_mp4
-from see3d_jax.pipelines.generate import Generated
+from see3d_jax.pipelines.generation import Generated
 
 COMMAND = "see3d generate"  # in run.json: how a folder is known to be ours
 _SHEET_VIEWS = 8
@@ -104,6 +105,7 @@ def _write_cameras(result: Generated, folder: Path, stems: list[str]) -> None:
         depth_unit=unit,
     )
     write_transforms(folder / "transforms.json", images)
+    write_colmap(folder / "sparse" / "0", images)  # file names are relative to the folder
     # References are photographs: never hold them out. At least one view is always left to score.
     test = list(range(4, len(stems), 8)) or [len(stems) - 1]
     rest = [i for i in range(len(images.files)) if i not in test]

@@ -24,14 +24,16 @@ from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import make_schedule
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
+from see3d_jax.geometry.scene_files import read_colmap
 from see3d_jax.media import read_image, write_image
 from see3d_jax.models.codec import build_codec
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import init_unet
-from see3d_jax.pipelines import generate as module
+from see3d_jax.pipelines import generation as module
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
 from see3d_jax.pipelines.export import check_output_folder, write_generated
-from see3d_jax.pipelines.generate import generate, group_targets, working_size
+from see3d_jax.pipelines.generation import generate, working_size
+from see3d_jax.pipelines.group_sampling import group_targets
 from see3d_jax.pipelines.inputs import load_depth, load_images, load_scene
 from see3d_jax.pipelines.pretrained import See3DModel
 
@@ -93,6 +95,13 @@ def test_result_folder_holds_what_it_promises_and_opens_as_a_scene(scene, model,
         atol=1e-5,
     )
     np.testing.assert_array_equal(images[0], result.views[0])
+    colmap = read_colmap(out / "sparse" / "0")
+    theirs = dict(zip(colmap.files, colmap.cameras, strict=True))
+    for file, mine in zip(reopened.image_paths, reopened.cameras, strict=True):
+        other = theirs.pop(str(file.relative_to(out)))
+        np.testing.assert_allclose(other.world_to_camera, mine.world_to_camera, atol=1e-5)
+        np.testing.assert_allclose(other.intrinsics, mine.intrinsics, rtol=1e-5)
+    assert not theirs
     # Never a photograph among the held-out views, and never nothing.
     assert all(i < n for i in reopened.splits["test"]) and reopened.splits["test"]
     # The final views are the warp where it is known, and the model's pixels elsewhere.

@@ -12,7 +12,7 @@ from weight_fixtures import see3d_release
 
 from data_prep.synthetic import make_clip
 from see3d_jax.errors import InputError
-from see3d_jax.pipelines.generate import generate
+from see3d_jax.pipelines.generation import generate
 from see3d_jax.pipelines.pretrained import load_model
 from tools import convert_see3d
 

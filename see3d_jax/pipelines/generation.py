@@ -12,7 +12,6 @@ input is kept: the working size has the area the model was trained at. Images ar
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import time
@@ -22,31 +21,22 @@ from typing import Any
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from see3d_jax.diffusion.sampler import SamplerConfig, sample, sampling_steps
-from see3d_jax.diffusion.schedule import Schedule
-from see3d_jax.diffusion.visual_condition import latent_mask
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, stack
 from see3d_jax.geometry.scene_files import read_transforms
 from see3d_jax.geometry.trajectories import MOVES, focus_distance, from_file, make_trajectory
-from see3d_jax.geometry.warping import warp_views
 from see3d_jax.media import image_size, read_image
-from see3d_jax.models.codec import Codec
-from see3d_jax.models.unet import UNetConfig
-from see3d_jax.models.weights import Params, apply_unet
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
 from see3d_jax.pipelines.depth import reference_depths
+from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
-from see3d_jax.pipelines.pretrained import See3DModel, load_model
+from see3d_jax.pipelines.pretrained import load_model
+from see3d_jax.pipelines.warps import SUPERSAMPLE, warp_references
 
 DEFAULT_FOV = 55.0  # degrees, horizontal: between a phone's main camera (65) and its zoom (45)
 DEFAULT_VIEWS = 8
-_SUPERSAMPLE = 4  # references are warped at up to this many times the working size
-_KNOWN_SHARE = 0.9  # of a pixel; the released code thresholds its warp masks there, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +126,7 @@ def generate(
     width, height = working_size(
         first.width, first.height, size or model.image_size, model.size_multiple
     )
-    largest = max(width, height) * _SUPERSAMPLE
+    largest = max(width, height) * SUPERSAMPLE
     images, cameras = _load_references(scene, chosen, largest)
     depths, depth_from = reference_depths(scene, chosen, images, cameras, largest)
     given_files = [scene.image_paths[i] for i in chosen]
@@ -153,7 +143,7 @@ def generate(
     clock.lap("warp")
 
     given = np.stack([_resized(image, width, height) for image in images])
-    generated = _sample_groups(model, given, warps, masks, steps, guidance, seed)
+    generated = sample_groups(model, given, warps, masks, steps, guidance, seed)
     clock.lap("sample")
 
     composited = np.where(masks[..., None], warps, generated)
@@ -359,118 +349,6 @@ def _true_images(
         file = scene.image_paths[int(distance.argmin())]
         found.append(read_image(file, (camera.width, camera.height)))
     return np.stack(found)
-
-
-# --- from images to images ----------------------------------------------------------------------
-
-
-def warp_references(
-    images: list[np.ndarray], depths: list[np.ndarray], cameras: list[Camera], targets: Camera
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Warps the references to every target, merged by z-buffer.
-
-    References may be larger than the targets: then each target is warped at up to 4 times its size
-    and averaged, so that textures do not alias. A pixel is known when more than 0.9 of it is.
-
-    Args:
-      images, depths, cameras: the R references, all of one size.
-      targets: batch [N].
-
-    Returns:
-      warps [N, h, w, 3] uint8 (black in holes), masks [N, h, w] bool, depths [N, h, w] float32
-      (nearest surface in the pixel, 0 in holes).
-    """
-    count, width, height = len(targets.intrinsics), targets.width, targets.height
-    fine = int(np.clip(round(cameras[0].width / width), 1, _SUPERSAMPLE))
-    large = targets.resized(width * fine, height * fine)
-    sources, colours = stack(cameras), np.stack(images) / np.float32(255)
-    warps = np.empty((count, height, width, 3), np.uint8)
-    masks, z = np.empty((count, height, width), bool), np.empty((count, height, width), np.float32)
-    for i in tqdm(range(count), desc="warping", unit="view", leave=False):
-        warped = warp_views(colours, np.stack(depths), sources, large[i : i + 1])
-        tiles = (height, fine, width, fine)
-        known = np.asarray(warped.known)[0].reshape(*tiles, 1)
-        share = known.mean((1, 3))
-        colour = (np.asarray(warped.image)[0].reshape(*tiles, 3) * known).mean((1, 3))
-        depth = np.where(known[..., 0] > 0, np.asarray(warped.depth)[0].reshape(tiles), np.inf)
-        masks[i] = share[..., 0] > _KNOWN_SHARE
-        colour = np.where(masks[i][..., None], colour / np.maximum(share, 1e-6), 0)
-        warps[i] = np.round(np.clip(colour, 0, 1) * 255).astype(np.uint8)
-        z[i] = np.where(masks[i], depth.min((1, 3)), 0)
-    return warps, masks, z
-
-
-def group_targets(num_targets: int, per_group: int) -> list[list[int]]:
-    """Splits targets into groups of one size, in order; the last one reaches back if need be.
-
-    >>> group_targets(5, 3)
-    [[0, 1, 2], [2, 3, 4]]
-    """
-    per_group = min(per_group, num_targets)
-    starts = [*range(0, num_targets - per_group, per_group), num_targets - per_group]
-    return [list(range(start, start + per_group)) for start in starts]
-
-
-def _sample_groups(
-    model: See3DModel, given: np.ndarray, warps: np.ndarray, masks: np.ndarray,
-    steps: int, guidance: float, seed: int,
-) -> np.ndarray:  # fmt: skip
-    """Fills the holes of all warps, one group at a time: [N, h, w, 3] uint8."""
-    references = len(given)
-    groups = group_targets(len(warps), max(1, model.views - references))
-    sampler = dataclasses.replace(model.sampling, num_steps=steps, guidance=guidance)
-    context = model.context(given[0], references + len(groups[0]))
-    generated = np.empty_like(warps)
-    key = jax.random.key(seed)
-    calls = len(sampling_steps(sampler, model.schedule.num_timesteps)[0])
-    with tqdm(total=len(groups) * calls, desc="sampling", unit="step") as bar:
-        _bars.append(bar)
-        try:
-            for number, group in enumerate(groups):
-                images = np.concatenate([given, warps[group]])[None]
-                known = np.ones((references, *masks.shape[1:]), bool)
-                mask = np.concatenate([known, masks[group]])[None, ..., None]
-                sampled = _sample(
-                    model.params, model.codec, model.schedule, images,
-                    latent_mask(mask.astype(np.float32), model.codec.factor),
-                    np.arange(images.shape[1])[None] < references,
-                    context, jax.random.fold_in(key, number),
-                    unet=model.unet, sampler=sampler, official=model.official,
-                )  # fmt: skip
-                generated[group] = np.asarray(sampled)[0, references:]
-            jax.effects_barrier()  # the bar's last updates
-        finally:
-            _bars.pop()
-    return generated
-
-
-@functools.partial(jax.jit, static_argnames=("unet", "sampler", "official"))
-def _sample(
-    params: Params, codec: Codec, schedule: Schedule, images: jax.Array, mask: jax.Array,
-    is_reference: jax.Array, context: jax.Array, key: jax.Array,
-    *, unet: UNetConfig, sampler: SamplerConfig, official: bool,
-) -> jax.Array:  # fmt: skip
-    """uint8 images [B, V, H, W, 3] with black holes → uint8 images with the targets sampled."""
-    key, key_encoding = jax.random.split(key)
-    latents = codec.encode(
-        images.astype(jnp.float32) / 127.5 - 1, key_encoding if official else None
-    )
-    sampled = sample(
-        functools.partial(apply_unet, unet, params), schedule, sampler, latents, mask,
-        is_reference, context, key, progress=_advance,
-    )  # fmt: skip
-    pixels = jnp.clip(codec.decode(sampled) * 0.5 + 0.5, 0, 1)
-    return jnp.round(pixels * 255).astype(jnp.uint8)
-
-
-# The bar that sampling moves. It is found through one fixed function because the function is part
-# of the compiled program: a new one for every call would compile the network anew.
-_bars: list[tqdm] = []
-
-
-def _advance(done: int, total: int) -> None:
-    if _bars:
-        _bars[-1].update()
 
 
 def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
