@@ -17,7 +17,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -154,6 +156,7 @@ class Checkpoints:
             ),
         )
         self._saving: int | None = None  # step on its way to the disk
+        _leave_out_late_writes()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -332,6 +335,25 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in flat
     }
+
+
+def _leave_out_late_writes() -> None:
+    """Keeps the tracebacks of writes that end after another one has failed out of the output.
+
+    The first failed write of a save ends Orbax's event loop; TensorStore then gives `sys.excepthook`
+    one traceback for each write still under way, some when all else is over: so for good, not for a
+    while. The failure itself is raised and reported.
+    """
+    report = sys.excepthook
+    if report.__name__ == _leave_out_late_writes.__name__:
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            report(kind, error, trace)
+
+    hook.__name__ = _leave_out_late_writes.__name__
+    sys.excepthook = hook
 
 
 def _reason(error: Exception) -> str:
