@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import io
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ SHARD_GLOB = "clips-*-of-*.array_record"
 _SPLIT = "clips"
 _LATENT_TYPE = np.dtype("<f2")
 _SHARD_TEMPLATE = "{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}"
+_importing = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +113,6 @@ class ClipRecord:
 
 def encode(record: ClipRecord) -> bytes:
     """ClipRecord → serialised record; the same record gives the same bytes in every process."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
     values = {
         "version": SCHEMA_VERSION,
         **{f.name: getattr(record, f.name) for f in dataclasses.fields(ClipRecord)},
@@ -126,10 +126,11 @@ def encode(record: ClipRecord) -> bytes:
         "intrinsics": np.asarray(record.intrinsics, np.float32),
         "world_to_camera": np.asarray(record.world_to_camera, np.float32),
     }
-    features = _features()
+    with _importing:
+        features = _features()
     serialised = features.serialize_example(features.encode_example(values))
     # TFDS leaves the order of a protobuf's map entries to chance.
-    return tf_example_pb2.Example.FromString(serialised).SerializeToString(deterministic=True)
+    return _example_type().FromString(serialised).SerializeToString(deterministic=True)
 
 
 def decode(serialised: bytes, origin: str = "record") -> ClipRecord:
@@ -137,11 +138,10 @@ def decode(serialised: bytes, origin: str = "record") -> ClipRecord:
 
     Raises InputError naming `origin` when the bytes are no record or of an unknown version.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
+    example = _example_type()
     try:
         # Directly, because TFDS's own parser builds an array per image first: 0.6 against 1.4 ms.
-        stored = tf_example_pb2.Example.FromString(serialised).features.feature
+        stored = example.FromString(serialised).features.feature
         version = stored["version"].int64_list.value[0]
         if version == SCHEMA_VERSION:
             return _from_features(stored)
@@ -154,6 +154,18 @@ def decode(serialised: bytes, origin: str = "record") -> ClipRecord:
         f"{origin}: record schema version {version} is unknown to this release (it reads "
         f"{SCHEMA_VERSION}); curate again or use the matching see3d_jax release"
     )
+
+
+def _example_type() -> Any:
+    """The protobuf message of a record.
+
+    One thread at a time: TFDS imports its parts when they are first used, and two threads that do
+    so at once can wait for each other for ever, or see a module that is half there.
+    """
+    with _importing:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        return tf_example_pb2.Example
 
 
 def _from_features(stored: Mapping[str, Any]) -> ClipRecord:

@@ -19,7 +19,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -340,20 +339,20 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _leave_out_late_writes() -> None:
     """Keeps the tracebacks of writes that end after another one has failed out of the output.
 
-    The first failed write of a save ends Orbax's event loop; TensorStore then gives `sys.excepthook`
-    one traceback for each write still under way, some when all else is over: so for good, not for a
-    while. The failure itself is raised and reported.
+    The first failed write of a save ends Orbax's event loop; TensorStore then gives one error to
+    `sys.unraisablehook` for each write still under way, some when all else is over: so for good,
+    not for a while. The failure itself is raised and reported.
     """
-    report = sys.excepthook
+    report = sys.unraisablehook
     if report.__name__ == _leave_out_late_writes.__name__:
         return
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            report(kind, error, trace)
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
 
     hook.__name__ = _leave_out_late_writes.__name__
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _reason(error: Exception) -> str:
