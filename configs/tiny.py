@@ -54,6 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"
     config.model.remat = False
     config.model.view_exchange = "gather"  # "ring": less memory for very many tokens
+    config.model.attention_backend = "auto"  # the device's best; see models/attention.py
 
     config.context = ml_collections.ConfigDict()  # what cross-attention reads
     config.context.tokens = 1

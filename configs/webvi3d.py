@@ -59,6 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "bfloat16"  # compute; parameters stay float32 [paper]
     config.model.remat = True
     config.model.view_exchange = "gather"  # "ring": less memory for very many tokens
+    config.model.attention_backend = "auto"  # the device's best; see models/attention.py
 
     config.context = ml_collections.ConfigDict()  # what cross-attention reads
     config.context.tokens = 77  # [code]
