@@ -51,11 +51,12 @@ Examples:
 )
 @click.option(
     "--input", "source", type=_PATH, required=True, metavar="PHOTO_OR_FOLDER",
-    help="One photo (give --depth), or a folder with transforms.json or a COLMAP model.",
+    help="One photo (give --depth), or a folder with transforms.json, a COLMAP model or an "
+    "INRIA cameras.json.",
 )  # fmt: skip
 @click.option(
     "--depth", type=_PATH, metavar="FILE",
-    help="Planar depth of the (first) reference: .npy, .npz or .exr in any unit, or 16-bit "
+    help="Planar depth of the (first) reference: .npy, .npz, .pfm or .exr in any unit, or 16-bit "
     ".png in steps of 1/1000. Default: the folder's own depth, else stereo between two or more "
     "--reference frames.",
 )  # fmt: skip

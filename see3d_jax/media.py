@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic")
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -30,13 +30,17 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
-    """File → uint8 RGB [H, W, 3], turned upright by its EXIF orientation.
+    """File → uint8 RGB [H, W, 3], turned upright by its EXIF orientation; 16 bits become 8.
 
+    HEIC needs the pillow-heif package.
     `size` = (width, height) resizes with an antialiased filter. Raises InputError naming the file.
     """
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+        with _open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGB")
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -49,7 +53,7 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) that `read_image` will give, from the file's header alone."""
     try:
-        with Image.open(path) as opened:
+        with _open(path) as opened:
             width, height = opened.size
             turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation
     except FileNotFoundError:
@@ -57,6 +61,18 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from error
     return (height, width) if turned else (width, height)
+
+
+def _open(path: str | os.PathLike[str]) -> Image.Image:
+    if Path(path).suffix.lower() == ".heic":
+        try:
+            import pillow_heif
+        except ImportError:
+            raise InputError(
+                f"{path}: HEIC needs another package; pip install pillow-heif, or give a JPEG"
+            ) from None
+        pillow_heif.register_heif_opener()
+    return Image.open(path)
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 92) -> None:

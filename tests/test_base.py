@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import click
 import numpy as np
 import pytest
+from PIL import Image
 
 from see3d_jax import html, media
 from see3d_jax.errors import InputError, WorkError, run_command
@@ -139,3 +141,17 @@ def test_make_install_is_instant_when_done():
         pytest.skip("not installed through make")
     done = subprocess.run(["make", "-q", "install"], cwd=root)
     assert done.returncode == 0
+
+
+def test_sixteen_bit_grey_keeps_its_tones(tmp_path):
+    levels = np.array([[0, 0x4000], [0x8000, 0xFFFF]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    assert media.read_image(tmp_path / "a.png")[..., 0].tolist() == [[0, 64], [128, 255]]
+
+
+def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"")
+    for read in (media.read_image, media.image_size):
+        with pytest.raises(InputError, match="pip install pillow-heif"):
+            read(tmp_path / "a.heic")

@@ -18,7 +18,8 @@ import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, stack
-from see3d_jax.geometry.scene_files import find_colmap_model, read_colmap, read_transforms
+from see3d_jax.geometry.colmap_files import find_colmap_model, read_colmap
+from see3d_jax.geometry.scene_files import read_transforms
 from see3d_jax.geometry.transforms import (
     quaternion_to_rotation,
     rotation_to_quaternion,

@@ -22,7 +22,8 @@ from PIL import Image
 
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path, write_json
-from see3d_jax.geometry.scene_files import PosedImages, write_colmap, write_transforms
+from see3d_jax.geometry.colmap_files import write_colmap
+from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import contact_sheet, write_image, write_mp4
 from see3d_jax.pipelines.generation import Generated
 

@@ -1,8 +1,8 @@
 """What the user gives: photos, posed scene folders and depth files, checked at the door.
 
-A scene folder holds images with either a nerfstudio `transforms.json` or a COLMAP sparse model,
-and optionally `splits.json` ({"test": [frame indices], …}). Everything wrong with a file is an
-InputError that names it; behind this module data is known to be well-formed.
+A scene folder holds images with a nerfstudio `transforms.json`, a COLMAP sparse model or an INRIA
+`cameras.json`, and optionally `splits.json` ({"test": [frame indices], …}). Everything wrong
+with a file is an InputError that names it; behind this module data is known to be well-formed.
 
 Images are uint8 RGB [H, W, 3] as stored; depth is float32 [H, W], planar z, 0 = unknown;
 masks are bool [H, W], True = use.
@@ -21,15 +21,11 @@ from PIL import Image
 
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera
-from see3d_jax.geometry.scene_files import (
-    PosedImages,
-    find_colmap_model,
-    read_colmap,
-    read_transforms,
-)
+from see3d_jax.geometry.colmap_files import find_colmap_model, read_colmap
+from see3d_jax.geometry.scene_files import PosedImages, read_inria_cameras, read_transforms
 from see3d_jax.media import IMAGE_SUFFIXES, image_size, read_image
 
-DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".exr")
+DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".exr", ".pfm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +70,9 @@ class Scene:
 
 
 def load_scene(folder: str | os.PathLike[str]) -> Scene:
-    """Opens a scene folder (or its transforms.json). A transforms.json wins over a COLMAP model.
+    """Opens a scene folder, or the transforms.json or cameras.json in it.
+
+    Of a folder's camera files transforms.json wins, then a COLMAP model, then cameras.json.
 
     Raises InputError naming what is missing: the cameras, an image, a depth map, a bad split.
     """
@@ -85,15 +83,21 @@ def load_scene(folder: str | os.PathLike[str]) -> Scene:
         cameras_file = root / "transforms.json"
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    if cameras_file.is_file():
+    if cameras_file.is_file() and cameras_file.name == "cameras.json":
+        posed = read_inria_cameras(cameras_file)
+        source, image_folders = cameras_file, (root / "images", root)
+    elif cameras_file.is_file():
         posed = read_transforms(cameras_file)
         source, image_folders = cameras_file, (root,)
     elif (model := find_colmap_model(root)) is not None:
         posed = read_colmap(model)
         source, image_folders = model, (root / "images", root)
+    elif (root / "cameras.json").is_file():
+        return load_scene(root / "cameras.json")
     else:
         raise InputError(
-            f"{root}: no cameras found; expected transforms.json (nerfstudio) or sparse/0 (COLMAP)"
+            f"{root}: no cameras found; expected transforms.json (nerfstudio), sparse/0 (COLMAP) "
+            "or cameras.json (INRIA)"
         )
     return Scene(
         root=root,
@@ -170,8 +174,8 @@ def load_depth_file(path: str | os.PathLike[str], unit: float | None = None) -> 
     """One depth file → [H, W] float32, planar z, 0 = unknown (NaN, infinity and ≤ 0 become 0).
 
     .npy; .npz (its only array, or the one called `depth`); .png with 16 bits, in steps of `unit`
-    (1/1000 by default, as in nerfstudio); .exr where OpenCV was built with it. Other formats hold
-    values as they are, multiplied by `unit` when it is given.
+    (1/1000 by default, as in nerfstudio); one-channel .pfm; .exr where OpenCV was
+    built with it. Other formats hold values as they are, multiplied by `unit` when it is given.
     """
     path = Path(path)
     if not path.is_file():
@@ -181,7 +185,10 @@ def load_depth_file(path: str | os.PathLike[str], unit: float | None = None) -> 
     suffix = path.suffix.lower()
     if suffix not in DEPTH_SUFFIXES:
         raise InputError(f"{path}: depth must be one of {', '.join(DEPTH_SUFFIXES)}")
-    read = {".npy": _read_npy, ".npz": _read_npz, ".png": _read_png16, ".exr": _read_exr}[suffix]
+    read = {
+        ".npy": _read_npy, ".npz": _read_npz, ".png": _read_png16, ".exr": _read_exr,
+        ".pfm": _read_pfm,
+    }[suffix]  # fmt: skip
     values = np.squeeze(read(path))
     if values.ndim != 2 or not values.size or values.dtype.kind not in "fiu":
         raise InputError(
@@ -318,3 +325,16 @@ def _read_exr(path: Path) -> np.ndarray:
     if values is None:
         raise InputError(f"{path}: OpenCV cannot read this EXR; convert the depth to .npy")
     return values[..., 0] if values.ndim == 3 else values
+
+
+def _read_pfm(path: Path) -> np.ndarray:
+    """Portable float map: rows are stored bottom up, a negative scale means little-endian."""
+    try:
+        kind, size, scale, data = path.read_bytes().split(b"\n", 3)
+        width, height = (int(word) for word in size.split())
+        values = np.frombuffer(data, "<f4" if float(scale) < 0 else ">f4")
+        if kind.strip() != b"Pf" or min(width, height) < 1:
+            raise ValueError("the header must be Pf, width height, scale")
+        return values.reshape(height, width)[::-1].astype(np.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a one-channel PFM ({error})") from error

@@ -10,13 +10,12 @@ import pytest
 
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, project
+from see3d_jax.geometry.colmap_files import find_colmap_model, read_colmap, write_colmap
 from see3d_jax.geometry.scene_files import (
     PointCloud,
     PosedImages,
-    find_colmap_model,
-    read_colmap,
+    read_inria_cameras,
     read_transforms,
-    write_colmap,
     write_transforms,
 )
 
@@ -229,3 +228,39 @@ def _assert_same_cameras_loosely(found, expected):
     for a, b in zip(found, expected):  # scenes are up to 25 units wide: float32 rounding grows
         np.testing.assert_allclose(a.world_to_camera, b.world_to_camera, atol=2e-5)
         np.testing.assert_array_equal(a.intrinsics, b.intrinsics)
+
+
+def _inria_entry(camera, name="0000"):
+    pose = np.linalg.inv(np.asarray(camera.world_to_camera, np.float64))
+    return {
+        "id": 0, "img_name": name, "width": camera.width, "height": camera.height,
+        "position": pose[:3, 3].tolist(), "rotation": pose[:3, :3].tolist(), "fx": 70, "fy": 71,
+    }  # fmt: skip
+
+
+def test_inria_cameras_look_where_they_looked(tmp_path):
+    """The point a camera looks at is drawn in the middle of its picture, wherever it stands."""
+    camera = Camera(intrinsics_matrix(70, 71, 32, 24), look_at((3, 1, -2), (0.5, 0, 0)), 64, 48)
+    (tmp_path / "cameras.json").write_text(json.dumps([_inria_entry(camera)]))
+    read = read_inria_cameras(tmp_path / "cameras.json")
+    _assert_same_cameras(read.cameras, [camera])
+    pixel, depth = project(read.cameras[0], np.array([[0.5, 0, 0]], np.float32))
+    np.testing.assert_allclose(pixel, [[32, 24]], atol=1e-3)
+    assert depth > 0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rotation": [[1, 0], [0, 1]]}, r"\[0\]: rotation must be numbers"),
+        ({"rotation": (2 * np.eye(3)).tolist()}, "rotation is not rigid"),
+        ({"position": "here"}, "position must be numbers"),
+        ({"fx": None}, "fx must be a finite number"),
+        ({"img_name": 3}, "with an img_name"),
+    ],
+)
+def test_a_wrong_inria_entry_is_named(tmp_path, change, message):
+    camera = Camera(intrinsics_matrix(70, 71, 32, 24), look_at((3, 1, -2), (0.5, 0, 0)), 64, 48)
+    (tmp_path / "cameras.json").write_text(json.dumps([{**_inria_entry(camera), **change}]))
+    with pytest.raises(InputError, match=message):
+        read_inria_cameras(tmp_path / "cameras.json")

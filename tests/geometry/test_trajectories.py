@@ -7,7 +7,8 @@ import pytest
 
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, project, stack
-from see3d_jax.geometry.scene_files import PosedImages, write_colmap, write_transforms
+from see3d_jax.geometry.colmap_files import write_colmap
+from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.geometry.trajectories import (
     MOVES,
     dolly_zoom,

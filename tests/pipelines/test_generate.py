@@ -24,7 +24,7 @@ from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import make_schedule
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
-from see3d_jax.geometry.scene_files import read_colmap
+from see3d_jax.geometry.colmap_files import read_colmap
 from see3d_jax.media import read_image, write_image
 from see3d_jax.models.codec import build_codec
 from see3d_jax.models.unet import UNetConfig

@@ -12,7 +12,8 @@ from PIL import Image
 from see3d_jax.data.records import encode_depth
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, project, unproject
-from see3d_jax.geometry.scene_files import PosedImages, write_colmap, write_transforms
+from see3d_jax.geometry.colmap_files import write_colmap
+from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import write_image
 from see3d_jax.pipelines.inputs import (
     list_photos,
@@ -217,3 +218,31 @@ def test_room_depth_and_poses_agree_across_views(shared):
 def test_motorcycle_depth_archive(shared):
     depth = load_depth_file(shared / "data/stereo/motorcycle/disp_depth.npz")
     assert depth.shape == (500, 741) and 0.9 < np.mean(depth > 0) < 0.95
+
+
+def test_a_folder_with_inria_cameras_finds_images_without_suffix(scene_folder):
+    scene = load_scene(scene_folder)
+    pose = np.linalg.inv(np.asarray(scene.cameras[1].world_to_camera, np.float64))
+    entry = {
+        "img_name": "1", "width": 40, "height": 30, "fx": 40, "fy": 40,
+        "position": pose[:3, 3].tolist(), "rotation": pose[:3, :3].tolist(),
+    }  # fmt: skip
+    for name in ("transforms.json", "splits.json"):
+        (scene_folder / name).unlink()
+    (scene_folder / "cameras.json").write_text(json.dumps([entry]))
+    inria = load_scene(scene_folder)
+    assert inria.image_paths == scene.image_paths[1:2]
+    np.testing.assert_allclose(
+        inria.cameras[0].world_to_camera, scene.cameras[1].world_to_camera, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("order, scale", [("<f4", -1.0), (">f4", 1.0)])
+def test_pfm_depth_is_upright_in_both_byte_orders(tmp_path, order, scale):
+    depth = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    header = f"Pf\n3 2\n{scale}\n".encode()
+    (tmp_path / "d.pfm").write_bytes(header + depth[::-1].astype(order).tobytes())
+    np.testing.assert_array_equal(load_depth_file(tmp_path / "d.pfm"), depth)
+    (tmp_path / "d.pfm").write_bytes(header + depth.tobytes()[:-4])
+    with pytest.raises(InputError, match=r"d.pfm: cannot be read as a one-channel PFM"):
+        load_depth_file(tmp_path / "d.pfm")
