@@ -112,6 +112,11 @@ Examples:
     help="Posed folder holding the true images of the trajectory, to score against "
     "[default: --input, when the trajectory is its transforms.json].",
 )  # fmt: skip
+@click.option(
+    "--views-per-round", type=int, default=None, metavar="N",
+    help="Make N views, then warp the next N from these as well [default: all from the "
+    "references]. Rounds are kept in OUTPUT/rounds until the end: a run that was killed goes on.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 def generate(output: Path, **options: object) -> None:
     """Generates new views of a photo along a camera path.
@@ -121,11 +126,12 @@ def generate(output: Path, **options: object) -> None:
     by OpenCV, for comparison), transforms.json, contact_sheet.png, video.mp4, run.json, and
     metrics.json when the truth is known.
     """
-    from see3d_jax.pipelines.export import check_output_folder, write_generated
+    from see3d_jax.pipelines.export import ROUNDS, check_output_folder, write_generated
     from see3d_jax.pipelines.generation import generate as run
 
     check_output_folder(output)
-    result = run(**options)
+    rounds = output / ROUNDS if options["views_per_round"] else None
+    result = run(**options, rounds_folder=rounds)
     written = write_generated(result, output)
     if result.metrics is not None:
         click.echo("PSNR against the truth (dB):  all   known   hole")

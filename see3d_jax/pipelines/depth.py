@@ -14,6 +14,7 @@ from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.multiview import stereo_depth
 from see3d_jax.pipelines.inputs import Scene, load_depth
+from see3d_jax.pipelines.warps import View
 
 STEREO_SIDE = 320  # pixels, the longer side that stereo works at
 _ENOUGH = 0.02  # share of a view that must have depth to be of use
@@ -39,11 +40,7 @@ def reference_depths(
             "frames that overlap, for stereo"
         )
     height, width = images[0].shape[:2]
-    shrink = min(1.0, STEREO_SIDE / max(height, width))
-    small = max(1, round(width * shrink)), max(1, round(height * shrink))
-    pictures = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in images]
-    posed = stack([camera.resized(*small) for camera in cameras])
-    found = stereo_depth(np.stack(pictures) / np.float32(255), posed)
+    found = np.stack(_stereo(images, cameras))
     if (found > 0).mean() < _ENOUGH:
         raise InputError(
             f"{scene.root}: stereo found no common surface in the references "
@@ -52,3 +49,26 @@ def reference_depths(
         )
     large = [cv2.resize(d, (width, height), interpolation=cv2.INTER_NEAREST) for d in found]
     return large, "stereo"
+
+
+def stereo_estimate(new: list[View], existing: list[View]) -> np.ndarray:
+    """Stereo depth of the new views, from each other and the existing ones: [m, h, w] float32.
+
+    In the units of the cameras; 0 where no other view confirms it, or none has another position.
+    """
+    views = [*new, *existing]
+    found = _stereo([view.image for view in views], [view.camera for view in views])[: len(new)]
+    height, width = new[0].depth.shape
+    return np.stack(
+        [cv2.resize(d, (width, height), interpolation=cv2.INTER_NEAREST) for d in found]
+    )
+
+
+def _stereo(images: list[np.ndarray], cameras: list[Camera]) -> list[np.ndarray]:
+    """Depth of each of two or more views of one aspect ratio, all at one small size."""
+    height, width = images[0].shape[:2]
+    shrink = min(1.0, STEREO_SIDE / max(height, width))
+    small = max(1, round(width * shrink)), max(1, round(height * shrink))
+    pictures = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in images]
+    posed = stack([camera.resized(*small) for camera in cameras])
+    return list(stereo_depth(np.stack(pictures) / np.float32(255), posed))

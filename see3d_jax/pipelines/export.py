@@ -15,6 +15,7 @@ others would drop the masked pixels, and with them everything that was generated
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from see3d_jax.media import contact_sheet, write_image, write_mp4
 from see3d_jax.pipelines.generation import Generated
 
 COMMAND = "see3d generate"  # in run.json: how a folder is known to be ours
+ROUNDS = "rounds"  # subfolder of finished rounds, there until the result is
 _SHEET_VIEWS = 8
 _VIDEO_SECONDS_PER_VIEW = 0.25
 
@@ -41,11 +43,19 @@ def check_output_folder(output: str | os.PathLike[str]) -> None:
         try:
             ours = f'"{COMMAND}"' in (output / "run.json").read_text(encoding="utf-8")
         except (OSError, ValueError):
-            ours = False
+            ours = _only_rounds(output)
         if not ours:
             raise InputError(
                 f"{output}: not empty and not a result of `{COMMAND}`; give another --output"
             )
+
+
+def _only_rounds(output: Path) -> bool:
+    """Whether the folder holds nothing but the rounds of a run that was interrupted."""
+    return [entry.name for entry in output.iterdir()] == [ROUNDS] and all(
+        entry.name.startswith(".") or re.fullmatch(r"\d{5}\.npz", entry.name)
+        for entry in (output / ROUNDS).iterdir()
+    )
 
 
 def write_generated(result: Generated, output: str | os.PathLike[str]) -> Path:

@@ -1,12 +1,13 @@
-"""New views of a photo (or a few posed ones) along a camera path, paper Sec. 3.3, one round.
+"""New views of a photo (or a few posed ones) along a camera path, paper Sec. 3.3.
 
     reference images + depth ─ z-buffer warp ─► Î, M for every camera of the path
     Î, M, references ─ codec ─► latents ─ DDIM over groups of views ─► codec ─► views
 
-A group holds as many views as the model was trained with: the references, clean in every group,
-and the next targets; so memory does not grow with the length of the path. The aspect ratio of the
-input is kept: the working size has the area the model was trained at. Images are uint8 RGB
-[h, w, 3] here, masks bool with True = known, depth planar z; cameras as in geometry.cameras.
+In one round, or in several that build on the views of those before (`pipelines.rounds`). A group
+holds as many views as the model was trained with: the clean ones (references, anchors) and the next
+targets; so its memory does not grow with the length of the path. The aspect ratio of the input is
+kept: the working size has the area the model was trained at. Images are uint8 RGB [h, w, 3] here,
+masks bool with True = known, depth planar z; cameras as in geometry.cameras.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from see3d_jax.geometry.scene_files import read_transforms
 from see3d_jax.geometry.trajectories import MOVES, focus_distance, from_file, make_trajectory
 from see3d_jax.media import image_size, read_image
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
-from see3d_jax.pipelines.depth import reference_depths
+from see3d_jax.pipelines.depth import reference_depths, stereo_estimate
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
 from see3d_jax.pipelines.pretrained import load_model
-from see3d_jax.pipelines.warps import SUPERSAMPLE, warp_references
+from see3d_jax.pipelines.rounds import DepthEstimator, run_rounds
+from see3d_jax.pipelines.warps import SUPERSAMPLE, View, nearest_resize
 
 DEFAULT_FOV = 55.0  # degrees, horizontal: between a phone's main camera (65) and its zoom (45)
 DEFAULT_VIEWS = 8
+_GROUPS_PER_ROUND = 1 << 16  # more than there are: every group has noise of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,9 @@ def generate(
     size: int | None = None,
     composite: bool = False,
     truth: str | os.PathLike[str] | None = None,
+    views_per_round: int | None = None,
+    depth_estimator: DepthEstimator | None = None,
+    rounds_folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Generated:
     """Generates views along a camera path from one photo with depth, or from posed views.
@@ -111,11 +117,18 @@ def generate(
       composite: make `composited` the result.
       truth: a scene folder that holds the true image of every camera of the path; default: the
         source, if the path is its own.
+      views_per_round: how many views are made before they serve as anchors of the next; default
+        all, each from the references alone.
+      depth_estimator: of new views between rounds; default stereo with what exists.
+      rounds_folder: where finished rounds are kept, so that a run that was killed goes on there.
       seed: same seed, same views.
 
     Raises InputError for anything wrong with these, naming it.
     """
-    _check_numbers(views=views, steps=steps, size=size, guidance=guidance, fov=fov)
+    _check_numbers(
+        views=views, steps=steps, views_per_round=views_per_round, size=size, guidance=guidance,
+        fov=fov,
+    )  # fmt: skip
     clock = _Clock()
     scene = _open_source(Path(source), depth, trajectory, fov)
     chosen = _choose_references(scene, references, depth)
@@ -138,14 +151,34 @@ def generate(
     clock.lap("load")
 
     targets = stack(path)
-    warps, masks, warp_depths = warp_references(images, depths, cameras, targets)
-    inpainted = np.stack([inpaint(w, m) for w, m in zip(warps, masks, strict=True)])
-    clock.lap("warp")
-
     given = np.stack([_resized(image, width, height) for image in images])
-    generated = sample_groups(model, given, warps, masks, steps, guidance, seed)
-    clock.lap("sample")
+    settings = {
+        "checkpoint": str(Path(checkpoint).resolve()), "model": model.name, "sampler": sampler,
+        "steps": steps, "guidance": guidance, "seed": seed,
+    }  # fmt: skip
 
+    def fill(
+        number: int, anchors: list[View], _: list[int], warps: np.ndarray, masks: np.ndarray
+    ) -> np.ndarray:
+        # At least half of what the references leave of a group is for targets.
+        pinned = [view.image for view in anchors[: (model.views - len(given)) // 2]]
+        clean = np.concatenate([given, np.stack(pinned)]) if pinned else given
+        first = number * _GROUPS_PER_ROUND
+        return sample_groups(model, clean, warps, masks, steps, guidance, seed, first)
+
+    rounds = run_rounds(
+        [View(*parts) for parts in zip(images, depths, cameras, strict=True)], targets,
+        views_per_round or len(path), fill,
+        depth_estimator or DepthEstimator(stereo_estimate, has_scale=True),
+        folder=rounds_folder and Path(rounds_folder), settings=settings,
+    )  # fmt: skip
+    warps, masks, warp_depths, generated = (
+        np.concatenate([getattr(done, name) for done in rounds])
+        for name in ("warps", "masks", "depths", "generated")
+    )
+    clock.lap("rounds")
+
+    inpainted = np.stack([inpaint(w, m) for w, m in zip(warps, masks, strict=True)])
     composited = np.where(masks[..., None], warps, generated)
     result = composited if composite else generated
     small = [camera.resized(width, height) for camera in cameras]
@@ -162,7 +195,7 @@ def generate(
         views=result, generated=generated, composited=composited, cameras=targets,
         warps=warps, masks=masks, depths=warp_depths, inpainted=inpainted,
         references=given, reference_cameras=stack(small),
-        reference_depths=np.stack([_nearest(d, width, height) for d in depths]),
+        reference_depths=np.stack([nearest_resize(d, width, height) for d in depths]),
         reference_names=tuple(scene.names[i] for i in chosen),
         truth=true_images, metrics=metrics,
         run={
@@ -172,7 +205,8 @@ def generate(
             "references": [scene.names[i] for i in chosen], "fov": fov, "steps": steps,
             "guidance": guidance, "composite": composite, "seed": seed,
             "width": width, "height": height, "num_views": len(path),
-            "known_share": round(float(masks.mean()), 4), "seconds": clock.laps,
+            "known_share": round(float(masks.mean()), 4), "views_per_round": views_per_round,
+            "rounds": [done.report for done in rounds], "seconds": clock.laps,
             "jax_backend": jax.default_backend(),
         },
     )  # fmt: skip
@@ -182,9 +216,10 @@ def generate(
 
 
 def _check_numbers(**values: float | None) -> None:
-    for name in ("views", "steps"):
+    for name in ("views", "steps", "views_per_round"):
         if values[name] is not None and values[name] < 1:
-            raise InputError(f"--{name} must be at least 1, got {values[name]}")
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} must be at least 1, got {values[name]}")
     if values["size"] is not None and not 16 <= values["size"] <= 4096:
         raise InputError(f"--size must be 16 to 4096 pixels, got {values['size']}")
     if values["guidance"] is not None and not 0 <= values["guidance"] < math.inf:
@@ -357,13 +392,6 @@ def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(
         image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
     )
-
-
-def _nearest(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Nearest-neighbour resize: depths of two surfaces must never be averaged."""
-    rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(int)
-    return values[rows[:, None], columns]
 
 
 class _Clock:

@@ -5,6 +5,8 @@ Images are uint8 RGB [h, w, 3], masks bool with True = known, depth planar z wit
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from tqdm import tqdm
 
@@ -15,8 +17,25 @@ SUPERSAMPLE = 4  # references are warped at up to this many times the working si
 _KNOWN_SHARE = 0.9  # of a pixel; the released code thresholds its warp masks there, too
 
 
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A picture that can be warped.
+
+    Attributes:
+      image: [h, w, 3] uint8.
+      depth: [h, w] float32 planar depth, 0 = unknown.
+      camera: one camera of this size.
+      first_hand: [h, w] bool, False where the colour was itself warped here; None = all first hand.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    camera: Camera
+    first_hand: np.ndarray | None = None
+
+
 def warp_references(
-    images: list[np.ndarray], depths: list[np.ndarray], cameras: list[Camera], targets: Camera
+    references: list[View], targets: Camera
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Warps the references to every target, merged by z-buffer.
 
@@ -24,7 +43,7 @@ def warp_references(
     and averaged, so that textures do not alias. A pixel is known when more than 0.9 of it is.
 
     Args:
-      images, depths, cameras: the R references, all of one size.
+      references: R views, all of one size.
       targets: batch [N].
 
     Returns:
@@ -32,13 +51,15 @@ def warp_references(
       (nearest surface in the pixel, 0 in holes).
     """
     count, width, height = len(targets.intrinsics), targets.width, targets.height
-    fine = int(np.clip(round(cameras[0].width / width), 1, SUPERSAMPLE))
+    fine = int(np.clip(round(references[0].camera.width / width), 1, SUPERSAMPLE))
     large = targets.resized(width * fine, height * fine)
-    sources, colours = stack(cameras), np.stack(images) / np.float32(255)
+    sources = stack([view.camera for view in references])
+    colours = np.stack([view.image for view in references]) / np.float32(255)
+    surfaces = np.stack([view.depth for view in references])
     warps = np.empty((count, height, width, 3), np.uint8)
     masks, z = np.empty((count, height, width), bool), np.empty((count, height, width), np.float32)
     for i in tqdm(range(count), desc="warping", unit="view", leave=False):
-        warped = warp_views(colours, np.stack(depths), sources, large[i : i + 1])
+        warped = warp_views(colours, surfaces, sources, large[i : i + 1])
         tiles = (height, fine, width, fine)
         known = np.asarray(warped.known)[0].reshape(*tiles, 1)
         share = known.mean((1, 3))
@@ -49,3 +70,10 @@ def warp_references(
         warps[i] = np.round(np.clip(colour, 0, 1) * 255).astype(np.uint8)
         z[i] = np.where(masks[i], depth.min((1, 3)), 0)
     return warps, masks, z
+
+
+def nearest_resize(values: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Nearest-neighbour resize of [h, w]: depths of two surfaces must never be averaged."""
+    rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(int)
+    return values[rows[:, None], columns]

@@ -346,3 +346,37 @@ def test_references_must_not_be_changed_by_writing(scene, model, tmp_path) -> No
     np.testing.assert_array_equal(read_image(out / "references/00000.png"), result.references[0])
     assert not (out / "metrics.json").exists()
     write_image(out / "views/00000.png", result.views[0])
+
+
+def test_rounds_build_on_each_other_and_go_on_after_a_kill(
+    scene, model, tmp_path, monkeypatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def dies_in_the_second_round(*arguments):
+        if arguments[-1] > 0:
+            raise Killed
+        return sample(*arguments)
+
+    sample, out = module.sample_groups, tmp_path / "out"
+    arguments = ["generate", "--input", scene, "--trajectory", scene, "--checkpoint", "unused",
+                 "--output", out, "--views-per-round", 3, "--steps", 1]  # fmt: skip
+    arguments = [str(a) for a in arguments]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, "sample_groups", dies_in_the_second_round)
+        CliRunner().invoke(cli.app, arguments)
+    assert [p.name for p in out.rglob("*") if p.is_file()] == ["00000.npz"]
+    calls = []
+    monkeypatch.setattr(
+        module, "sample_groups", lambda *args: calls.append(args[-1]) or sample(*args)
+    )
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.exception
+    assert len(calls) == 1 and calls[0] > 0  # the first round was not made again
+    rounds = json.loads((out / "run.json").read_text())["rounds"]
+    assert [done["views"] for done in rounds] == [[0, 1, 2], [3, 4, 5]]
+    assert not (out / "rounds").exists()
+    (out / "run.json").unlink()
+    with pytest.raises(InputError, match="not empty"):
+        check_output_folder(out)

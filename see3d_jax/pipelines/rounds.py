@@ -1,0 +1,276 @@
+"""Generation in rounds, paper Sec. 3.3: I_j = See3D(Î_j, M_j, {I_0, I_k}).
+
+For the next m targets of the path, in turn:
+
+    anchors   the newest generated views, chosen by how much of the targets they make known
+    Î, M      warp of the references, and of the anchors where no reference reaches
+    I         fill(Î, M, anchors): the model, or anything else that fills holes
+    depth     of the warp where I agrees with it; elsewhere an estimate, aligned to it (Eq. 5-6);
+              none where neither can be trusted, so that errors do not travel on
+
+References are never replaced, and at most 12 generated views are kept at work, so memory grows
+with the result only. Each round is one file, whole or absent: a run that was killed goes on.
+Images uint8 RGB [h, w, 3], masks bool with True = known, planar depth with 0 = unknown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+
+from see3d_jax.files import atomic_path
+from see3d_jax.geometry.cameras import Camera
+from see3d_jax.geometry.depth_align import GuidedDepths, align_depth
+from see3d_jax.pipelines.coverage import choose_anchors
+from see3d_jax.pipelines.warps import View, warp_references
+
+MAX_ANCHORS = 4  # warped into a round
+_CANDIDATES = 12  # the newest generated views, from which anchors are chosen
+_HIDES = 0.05  # relative: an anchor's surface this much nearer hides that of a reference
+_KEYPOINTS = 1024  # at which estimated depth is aligned
+_FEWEST = 32  # keypoints that an alignment needs
+_SAME_DEPTH = 0.05  # relative difference of depths that agree
+_SAME_COLOUR = 40.0  # of 255, mean difference of a neighbourhood that shows the same
+_TOO_WRONG = 0.5  # share of the known pixels: a view that disagrees in more is no anchor
+
+Fill = Callable[[int, list[View], list[int], np.ndarray, np.ndarray], np.ndarray]
+"""(number of the round, anchors, path indices [m], warps, masks) → views [m, h, w, 3] uint8."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthEstimator:
+    """Depth of new views.
+
+    Attributes:
+      estimate: (new views, existing views) → [m, h, w] float32 planar depth, 0 = unknown. The
+        depth of the new views is still 0.
+      has_scale: the estimate is in scene units; without, a view that shares too little with what
+        exists to be aligned gets no depth.
+    """
+
+    estimate: Callable[[list[View], list[View]], np.ndarray]
+    has_scale: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What one round made of its m targets.
+
+    Attributes:
+      generated, warps: [m, h, w, 3] uint8; masks: [m, h, w] bool; depths: [m, h, w], of the warp.
+      trusted: [m, h, w] float32, the depth by which the views are warped on, 0 = not to be.
+      report: plain JSON values: which views and anchors, shares of pixels, what was rejected.
+    """
+
+    generated: np.ndarray
+    warps: np.ndarray
+    masks: np.ndarray
+    depths: np.ndarray
+    trusted: np.ndarray
+    report: dict[str, Any]
+
+
+def run_rounds(
+    references: list[View],
+    targets: Camera,
+    views_per_round: int,
+    fill: Fill,
+    estimator: DepthEstimator,
+    *,
+    folder: Path | None = None,
+    settings: dict[str, Any] | None = None,
+) -> list[Round]:
+    """Runs through the targets [N] in order, `views_per_round` at a time.
+
+    Finished rounds are kept in `folder` and found again there when references, targets and
+    `settings` (JSON values; whatever else the result depends on) are the same; others are
+    overwritten.
+    """
+    count = len(targets.intrinsics)
+    fingerprint = _fingerprint(references, targets, {"m": views_per_round, **(settings or {})})
+    rounds: list[Round] = []
+    candidates: list[tuple[int, View]] = []
+    resuming = folder is not None
+    for number, start in enumerate(range(0, count, views_per_round)):
+        indices = list(range(start, min(start + views_per_round, count)))
+        file = folder and folder / f"{number:05d}.npz"
+        done = _read_round(file, fingerprint) if resuming else None
+        if done is None:
+            resuming = False  # what follows an absent round was not made from this one
+            last = indices[-1] == count - 1
+            done = _one_round(
+                number, indices, references, candidates, targets[np.array(indices)], fill,
+                None if last else estimator,
+            )  # fmt: skip
+            if file is not None:
+                _write_round(file, done, fingerprint)
+        rounds.append(done)
+        for i, index in enumerate(indices):
+            image = np.where(done.masks[i][..., None], done.warps[i], done.generated[i])
+            view = View(image, done.trusted[i], targets[index], ~done.masks[i])
+            candidates.append((index, view))
+        candidates = candidates[-_CANDIDATES:]
+    return rounds
+
+
+def _one_round(
+    number: int, indices: list[int], references: list[View], candidates: list[tuple[int, View]],
+    targets: Camera, fill: Fill, estimator: DepthEstimator | None,
+) -> Round:  # fmt: skip
+    usable = [(index, view) for index, view in candidates if view.depth.any()]
+    chosen = choose_anchors(references, [view for _, view in usable], targets, MAX_ANCHORS)
+    anchors = [usable[i][1] for i in chosen]
+    warps, masks, depths, by_reference = warp_round(references, anchors, targets)
+    generated = fill(number, anchors, indices, warps, masks)
+    report: dict[str, Any] = {
+        "views": indices,
+        "anchors": [usable[i][0] for i in chosen],
+        "known_share": round(float(masks.mean()), 4),
+        "known_by_references": round(float(by_reference.mean()), 4),
+    }
+    trusted = np.zeros_like(depths)
+    if estimator is not None:  # nothing follows the last round
+        new = [
+            View(np.where(mask[..., None], warp, image), nothing, targets[i])
+            for i, (mask, warp, image, nothing) in enumerate(
+                zip(masks, warps, generated, trusted, strict=True)
+            )
+        ]
+        estimates = estimator.estimate(new, [*references, *anchors])
+        details = []
+        for i, estimate in enumerate(estimates):
+            trusted[i], detail = trusted_depth(
+                generated[i], warps[i], masks[i], depths[i], estimate, estimator.has_scale
+            )
+            details.append(detail)
+        report["depth"] = details
+    return Round(generated, warps, masks, depths, trusted, report)
+
+
+def warp_round(
+    references: list[View], anchors: list[View], targets: Camera
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Warps, masks and depths [m, …] of one round, and which pixels references alone make known.
+
+    References come first, for they are photographs; then what anchors show first hand, so that a
+    surface is resampled once and does not blur from round to round; then what they inherited. A
+    surface clearly in front of what came before hides it all the same.
+    """
+    warps, masks, depths = warp_references(references, targets)
+    by_reference = masks.copy()
+    first_hand = [
+        dataclasses.replace(view, depth=np.where(view.first_hand, view.depth, 0))
+        for view in anchors
+        if view.first_hand is not None
+    ]
+    for layer in (first_hand, anchors):
+        if layer:
+            more, known, nearer = warp_references(layer, targets)
+            take = known & (~masks | (nearer < depths * (1 - _HIDES)))
+            warps = np.where(take[..., None], more, warps)
+            depths = np.where(take, nearer, depths)
+            masks = masks | take
+    return warps, masks, depths, by_reference
+
+
+def trusted_depth(
+    image: np.ndarray, warp: np.ndarray, mask: np.ndarray, warp_depth: np.ndarray,
+    estimate: np.ndarray, has_scale: bool,
+) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
+    """Depth by which a new view may be warped on: [h, w] float32, and a report.
+
+    Known pixels keep the depth of the warp, if the new picture and the estimated depth agree with
+    it there. In the holes the estimate counts, after alignment. A view that disagrees in more than
+    half of what it should have kept is not trusted at all.
+    """
+    estimate = np.where(np.isfinite(estimate) & (estimate > 0), estimate, 0).astype(np.float32)
+    aligned, keypoints = _aligned(estimate, mask, warp_depth)
+    if keypoints < _FEWEST and not has_scale:
+        aligned = np.zeros_like(aligned)
+    difference = np.abs(aligned - warp_depth) / np.maximum(warp_depth, 1e-9)
+    agrees = (aligned <= 0) | (difference < _SAME_DEPTH)
+    agrees &= _colour_difference(image, warp, mask) < _SAME_COLOUR
+    rejected = float((mask & ~agrees).sum() / max(1, mask.sum()))
+    depth = np.where(mask, np.where(agrees, warp_depth, 0), aligned).astype(np.float32)
+    if rejected > _TOO_WRONG:
+        depth = np.zeros_like(depth)
+    holes = ~mask
+    return depth, {
+        "keypoints": keypoints,
+        "rejected_share": round(rejected, 4),
+        "holes_with_depth": round(float((depth[holes] > 0).mean()), 4) if holes.any() else None,
+    }
+
+
+def _aligned(
+    estimate: np.ndarray, mask: np.ndarray, warp_depth: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """The estimate brought to the depth of the warp, and how many keypoints it was done with.
+
+    Known pixels, evenly chosen, are the keypoints: what the warp says of their depth is what the
+    anchors say. With too few of them the estimate comes back as it is.
+    """
+    rows, columns = np.nonzero(mask & (warp_depth > 0) & (estimate > 0))
+    count = min(len(rows), _KEYPOINTS)
+    if count < _FEWEST:
+        return estimate, count
+    # Every k-th pixel in reading order would lie on columns; a fixed shuffle does not.
+    order = np.random.default_rng(0).permutation(len(rows))[:count]
+    order = np.resize(order, _KEYPOINTS)  # one shape for all views: one compiled program
+    rows, columns = rows[order], columns[order]
+    valid = jnp.asarray(np.arange(_KEYPOINTS) < count, jnp.float32)
+    guided = GuidedDepths(
+        jnp.asarray(warp_depth[rows, columns]), jnp.full(_KEYPOINTS, 0.01), valid, valid[None]
+    )
+    pixels = jnp.asarray(np.stack([columns, rows], -1) + 0.5, jnp.float32)
+    return np.asarray(align_depth(jnp.asarray(estimate), pixels, guided).depth), count
+
+
+def _colour_difference(image: np.ndarray, warp: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """[h, w] mean difference, 0 to 255, over the known pixels of a 5 × 5 neighbourhood."""
+    known = mask.astype(np.float32)
+    difference = np.abs(image.astype(np.float32) - warp).mean(-1) * known
+    total, weight = (cv2.boxFilter(v, -1, (5, 5), normalize=False) for v in (difference, known))
+    return total / np.maximum(weight, 1)
+
+
+# --- rounds on disk -----------------------------------------------------------------------------
+
+
+def _fingerprint(references: list[View], targets: Camera, settings: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    cameras = [targets, *(view.camera for view in references)]
+    arrays = [np.asarray(part) for c in cameras for part in (c.intrinsics, c.world_to_camera)]
+    for array in (*arrays, *(part for view in references for part in (view.image, view.depth))):
+        digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _write_round(file: Path, done: Round, fingerprint: str) -> None:
+    arrays = {name: value for name, value in vars(done).items() if name != "report"}
+    with atomic_path(file) as temporary:
+        np.savez_compressed(
+            temporary, report=json.dumps(done.report), fingerprint=fingerprint, **arrays
+        )
+
+
+def _read_round(file: Path, fingerprint: str) -> Round | None:
+    """The round in the file, None when there is none, or one of another run."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            if str(content["fingerprint"]) != fingerprint:
+                return None
+            names = [field.name for field in dataclasses.fields(Round) if field.name != "report"]
+            report = json.loads(str(content["report"]))
+            return Round(**{name: content[name] for name in names}, report=report)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
