@@ -93,7 +93,7 @@ def drift(rounds: list[Round], targets: tuple[View, ...], references: list[View]
 def test_an_oracle_loop_hardly_drifts_and_anchors_close_holes(views) -> None:
     targets = views[1:]
     rounds = run_oracle(targets, [views[0]], views_per_round=4)
-    assert max(drift(rounds, targets, [views[0]])) < 1
+    assert max(drift(rounds, targets, [views[0]])) < 1.5  # dB; see docs for a long orbit
     last = rounds[-1].report
     assert last["anchors"] and last["known_share"] > last["known_by_references"] + 0.05
     assert rounds[0].report["anchors"] == []
