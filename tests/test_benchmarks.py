@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import input_pipeline, solvers, train_step, unet
+from benchmarks import depth_align, input_pipeline, solvers, train_step, unet, warp
 from see3d_jax.data.mixture import DataSource, Mixture
 from see3d_jax.errors import InputError
+from see3d_jax.geometry.cameras import Camera, intrinsics_matrix
+from see3d_jax.geometry.scene_files import PosedImages, write_transforms
+from see3d_jax.media import write_image
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import abstract_unet, parameter_count
 
@@ -113,3 +116,49 @@ def test_the_torch_training_step_is_ours():
     pytest.importorskip("torch")
     sides = train_step.OurSide(TINY, 3, 8), train_step.TorchSide(TINY, 3, 8)
     assert train_step.loss_difference(*sides) < 1e-5
+
+
+def _small_scene(folder):
+    """Three posed 64 × 48 pictures, 5 cm apart, of a wall that leans back, with exact depth."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (48, 64, 3), np.uint8)
+    row = (np.arange(48) + 0.5 - 24) / 60
+    depth = np.repeat((2 / (1 - 0.5 * row))[:, None], 64, 1).astype(np.float32)  # z = 2 + y / 2
+    cameras = []
+    for i in range(3):
+        write_image(folder / f"{i}.png", picture)
+        np.save(folder / f"{i}.npy", depth)
+        pose = np.eye(4, dtype=np.float32)
+        pose[0, 3] = -0.05 * i
+        cameras.append(Camera(intrinsics_matrix(60, 60, 32, 24), pose, 64, 48))
+    pictures, depths = (tuple(f"{i}.{kind}" for i in range(3)) for kind in ("png", "npy"))
+    write_transforms(
+        folder / "transforms.json", PosedImages(pictures, tuple(cameras), depths, depth_unit=1.0)
+    )
+    return folder
+
+
+def test_the_depth_alignment_report_has_its_agreed_names(monkeypatch, tmp_path):
+    monkeypatch.setattr(depth_align, "KEYPOINTS", 200)
+    arguments = ["--scene", str(_small_scene(tmp_path)), "--json", str(tmp_path / "out.json")]
+    result = CliRunner().invoke(depth_align.app, arguments)
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    agreed = (
+        "median_rel_error", "global_median_rel_error", "iterative_median_rel_error",
+        "speedup_vs_iterative",
+    )  # fmt: skip
+    assert all(np.isfinite(numbers[name]) and numbers[name] > 0 for name in agreed)
+
+
+def test_the_warp_report_has_its_agreed_names(monkeypatch, tmp_path):
+    monkeypatch.setattr(warp, "REPEATS", 1)
+    monkeypatch.setattr(warp, "SIDE", 64)
+    arguments = ["--scene", str(_small_scene(tmp_path)), "--json", str(tmp_path / "out.json")]
+    result = CliRunner().invoke(warp.app, arguments)
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    agreed = ("psnr_known", "wrong_surface_fraction", "ms_per_view", "ratio_vs_numpy")
+    assert all(np.isfinite(numbers[name]) for name in agreed)
+    assert numbers["wrong_surface_fraction"] < 0.01 and numbers["ms_per_view"] > 0
+    assert numbers["ratio_vs_torch"] is not None or numbers["ratio_vs_torch_note"]
