@@ -6,6 +6,7 @@
     inpainted/            the warp filled by OpenCV, the baseline to beat
     transforms.json       nerfstudio cameras of views and references    splits.json  held-out views
     sparse/0/             the same cameras as a COLMAP text model, without points
+    report.html           the same for reading: contact sheet, scores, rounds
     contact_sheet.png video.mp4 run.json metrics.json (when the true images are known)
 
 The folder appears whole or not at all. transforms.json names no `mask_path`: there, nerfstudio and
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from see3d_jax import html
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path, write_json
 from see3d_jax.geometry.colmap_files import write_colmap
@@ -81,7 +83,9 @@ def write_generated(result: Generated, output: str | os.PathLike[str]) -> Path:
         for stem, image in zip(result.reference_names, result.references, strict=True):
             write_image(folder / "references" / f"{stem}.png", image)
         _write_cameras(result, folder, stems)
-        write_image(folder / "contact_sheet.png", _sheet(result))
+        sheet = _sheet(result)
+        write_image(folder / "contact_sheet.png", sheet)
+        _write_report(result, folder / "report.html", sheet)
         write_mp4(folder / "video.mp4", _slow(result.views), fps=1 / _VIDEO_SECONDS_PER_VIEW)
         write_json(
             folder / "run.json",
@@ -121,6 +125,23 @@ def _write_cameras(result: Generated, folder: Path, stems: list[str]) -> None:
     test = list(range(4, len(stems), 8)) or [len(stems) - 1]
     rest = [i for i in range(len(images.files)) if i not in test]
     write_json(folder / "splits.json", {"test": test, "train_all": rest})
+
+
+def _write_report(result: Generated, file: Path, sheet: np.ndarray) -> None:
+    parts = [html.paragraph(_note(result)), html.section("Views", html.image(sheet, "by stage"))]
+    if result.metrics is not None:
+        regions = ("all", "known", "hole")
+        rows = [
+            [name, *("–" if (v := scores[region]["psnr"]) is None else v for region in regions)]
+            for name, scores in result.metrics["methods"].items()
+        ]
+        parts.append(html.section("PSNR (dB)", html.table(["method", *regions], rows)))
+    fields = ("views", "anchors", "known_share", "known_by_references")
+    rows = [[done[field] for field in fields] for done in result.run["rounds"]]
+    parts.append(html.section("Rounds", html.table(fields, rows)))
+    rows = [[key, value] for key, value in result.run.items() if key != "rounds"]
+    parts.append(html.section("Settings", html.table(["setting", "value"], rows)))
+    html.write_page(file, "Generated views", *parts)
 
 
 def _note(result: Generated) -> str:

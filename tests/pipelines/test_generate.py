@@ -83,9 +83,12 @@ def test_result_folder_holds_what_it_promises_and_opens_as_a_scene(scene, model,
     for name in ("views", "generated", "composited", "warps", "masks", "inpainted"):
         assert len(list((out / name).glob("*.png"))) == n
     assert {p.name for p in out.iterdir() if p.is_file()} == {
-        "contact_sheet.png", "metrics.json", "run.json", "splits.json", "transforms.json",
-        "video.mp4",
+        "contact_sheet.png", "metrics.json", "report.html", "run.json", "splits.json",
+        "transforms.json", "video.mp4",
     }  # fmt: skip
+    report = (out / "report.html").read_text()
+    known = result.metrics["methods"]["raw_warp"]["known"]["psnr"]
+    assert str(known) in report and "data:image" in report
     reopened = load_scene(out)
     images, cameras = load_images(reopened)
     assert len(images) == n + 1
