@@ -26,6 +26,7 @@ from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.densify import relocate
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
+from see3d_jax.splatting.poses import PoseState, adam_step, at_rest, moved
 from see3d_jax.splatting.projection import project_gaussians
 from see3d_jax.splatting.render import enough_capacity, render_within
 
@@ -44,6 +45,8 @@ class FitConfig:
       relocate_every, relocate_until: steps between relocations (fewer in a fit of
         under 20 times as many), and the share of the fit after which there are none.
       growth: factor on the number of Gaussians at each relocation, up to the capacity.
+      pose_rate: of the cameras, in radians and in units of the scene's size, per time a view is
+        shown; down to a tenth over the last third. 0: the cameras are right.
     """
 
     steps: int = 2000
@@ -60,6 +63,7 @@ class FitConfig:
     relocate_every: int = 50
     relocate_until: float = 0.7
     growth: float = 1.3
+    pose_rate: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +90,7 @@ class FitResult:
       losses, psnrs: [steps] of the view shown at each step, before its update.
       seconds: wall time, compilation included; `step_seconds`: median of a step.
       pair_capacity: final size of the pair list.
+      cameras: of the views, refined where `pose_rate` is not 0.
     """
 
     gaussians: Gaussians
@@ -94,6 +99,7 @@ class FitResult:
     seconds: float
     step_seconds: float
     pair_capacity: int
+    cameras: Camera
 
 
 @jax.tree_util.register_dataclass
@@ -103,6 +109,7 @@ class _State:
     first_moment: Gaussians
     second_moment: Gaussians
     step: jax.Array
+    poses: PoseState | None
 
 
 def fit(
@@ -139,7 +146,8 @@ def fit(
         views.cameras.width,
         views.cameras.height,
     )
-    state = _State(initial, _zeros(initial), _zeros(initial), jnp.int32(0))
+    poses = at_rest(len(images)) if config.pose_rate > 0 else None
+    state = _State(initial, _zeros(initial), _zeros(initial), jnp.int32(0), poses)
     scale = jnp.float32(scene_size)
     # A short fit must reach its number of Gaussians too.
     relocate_every = min(config.relocate_every, max(1, config.steps // 20))
@@ -188,6 +196,7 @@ def fit(
         seconds=time.perf_counter() - started,
         step_seconds=float(np.median(durations)),
         pair_capacity=capacity,
+        cameras=cameras if state.poses is None else _moved(cameras, state.poses, scale),
     )
 
 
@@ -223,15 +232,28 @@ def _step(
     truth = images[index].astype(jnp.float32) / 255.0
     weight = None if weights is None else weights[index].astype(jnp.float32) / 255.0
 
-    def loss_of(gaussians: Gaussians) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        picture = render_within(gaussians, cameras[index], capacity, near=near, mesh=mesh)
+    motion = None if state.poses is None else state.poses.motions[index]
+
+    def loss_of(
+        gaussians: Gaussians, motion: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        camera = cameras[index]
+        if motion is not None:
+            pose = moved(camera.world_to_camera, motion, scene_size)
+            camera = dataclasses.replace(camera, world_to_camera=pose)
+        picture = render_within(gaussians, camera, capacity, near=near, mesh=mesh)
         loss = photometric_loss(picture.rgb, truth, weight, config.ssim_weight)
         loss += config.opacity_pull * jax.nn.sigmoid(gaussians.opacity_logits).mean()
         loss += config.scale_pull * jnp.exp(gaussians.log_scales).mean() / scene_size
         return loss, (psnr(picture.rgb, truth, weight), picture.pair_count)
 
-    (loss, (quality, pairs)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.gaussians)
-    return _adam(state, gradient, _rates(config, state.step, scene_size)), loss, quality, pairs
+    gradient_of = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+    (loss, (quality, pairs)), (gradient, push) = gradient_of(state.gaussians, motion)
+    after = _adam(state, gradient, _rates(config, state.step, scene_size))
+    if state.poses is not None:
+        rate = config.pose_rate * _late(config, state.step)
+        after = dataclasses.replace(after, poses=adam_step(state.poses, push, index, rate))
+    return after, loss, quality, pairs
 
 
 def photometric_loss(
@@ -247,9 +269,8 @@ def photometric_loss(
 
 def _rates(config: FitConfig, step: jax.Array, scene_size: jax.Array) -> Gaussians:
     """Learning rate of every parameter group, in the shape of the parameters."""
-    progress = step / config.steps
-    decay = (config.means_rate_end / config.means_rate) ** progress
-    late = 0.1 ** jnp.maximum(0.0, (progress - 2 / 3) * 3)
+    decay = (config.means_rate_end / config.means_rate) ** (step / config.steps)
+    late = _late(config, step)
     return Gaussians(
         means=config.means_rate * scene_size * decay,
         log_scales=config.log_scales_rate * late,
@@ -257,6 +278,11 @@ def _rates(config: FitConfig, step: jax.Array, scene_size: jax.Array) -> Gaussia
         opacity_logits=config.opacity_rate * late,
         sh=jnp.where(jnp.arange(16) == 0, config.sh_rate, config.sh_rest_rate) * late,
     )
+
+
+def _late(config: FitConfig, step: jax.Array) -> jax.Array:
+    """1, and from two thirds of the fit on down to 0.1."""
+    return 0.1 ** jnp.maximum(0.0, (step / config.steps - 2 / 3) * 3)
 
 
 def _adam(state: _State, gradient: Gaussians, rates: Gaussians) -> _State:
@@ -267,21 +293,26 @@ def _adam(state: _State, gradient: Gaussians, rates: Gaussians) -> _State:
     correct1, correct2 = 1 - 0.9**step, 1 - 0.999**step
     coefficients = gradient.sh.shape[1]
     rates = dataclasses.replace(rates, sh=rates.sh[:coefficients, None])
-    moved = jax.tree.map(
+    after = jax.tree.map(
         lambda p, m, v, rate: p - rate * (m / correct1) / (jnp.sqrt(v / correct2) + 1e-15),
         state.gaussians,
         first,
         second,
         rates,
     )
-    return _State(moved, first, second, step)
+    return _State(after, first, second, step, state.poses)
 
 
 @jax.jit
 def _relocate(state: _State, key: jax.Array, growth: jax.Array) -> _State:
     moments = (state.first_moment, state.second_moment)
     gaussians, (first, second), _ = relocate(state.gaussians, moments, key, growth)
-    return _State(gaussians, first, second, state.step)
+    return _State(gaussians, first, second, state.step, state.poses)
+
+
+def _moved(cameras: Camera, poses: PoseState, scene_size: jax.Array) -> Camera:
+    matrices = moved(cameras.world_to_camera, poses.motions, scene_size)
+    return dataclasses.replace(cameras, world_to_camera=matrices)
 
 
 def _zeros(gaussians: Gaussians) -> Gaussians:
