@@ -344,7 +344,7 @@ def _leave_out_late_writes() -> None:
     not for a while. The failure itself is raised and reported.
     """
     report = sys.unraisablehook
-    if report.__name__ == _leave_out_late_writes.__name__:
+    if getattr(report, "__name__", "") == _leave_out_late_writes.__name__:
         return
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
