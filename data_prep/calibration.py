@@ -32,6 +32,11 @@ def keeps(case: Case, thresholds: Thresholds) -> bool:
     return any(broken_rule(scores, thresholds) is None for scores in case.clips)
 
 
+def wrong(case: Case, keep: bool) -> bool:
+    """Whether nobody would accept this decision."""
+    return not (case.may_keep if keep else case.may_reject)
+
+
 def counts(decided: Sequence[tuple[Case, bool]]) -> dict[str, float | None]:
     """Precision and recall of keep; recall over the videos that people label keep."""
     kept = [case for case, keep in decided if keep]
@@ -58,7 +63,10 @@ def choose_thresholds(cases: Sequence[Case], start: Thresholds) -> Thresholds:
             continue
         candidates = [(a + b) / 2 for a, b in itertools.pairwise(values)]
         errors = [
-            sum(_wrong(case, dataclasses.replace(thresholds, **{name: c})) for case in cases)
+            sum(
+                wrong(case, keeps(case, dataclasses.replace(thresholds, **{name: c})))
+                for case in cases
+            )
             for c in candidates
         ]
         best = min(errors)
@@ -73,10 +81,6 @@ def choose_thresholds(cases: Sequence[Case], start: Thresholds) -> Thresholds:
         middle = (values[widest[0]] + values[widest[-1] + 1]) / 2
         thresholds = dataclasses.replace(thresholds, **{name: middle})
     return thresholds
-
-
-def _wrong(case: Case, thresholds: Thresholds) -> bool:
-    return not (case.may_keep if keeps(case, thresholds) else case.may_reject)
 
 
 def leave_one_out(cases: Sequence[Case], start: Thresholds) -> list[tuple[Case, bool]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -61,8 +61,7 @@ def app(
     if leave_one_out:
         out = calibration.leave_one_out(cases, Thresholds())
         result["leave_one_out"] = calibration.counts(out)
-        wrong = [case.file for case, keep in out
-                 if not (case.may_keep if keep else case.may_reject)]  # fmt: skip
+        wrong = [case.file for case, keep in out if calibration.wrong(case, keep)]
         result["leave_one_out"]["wrong"] = wrong
         click.echo(f"leave-one-out: {json.dumps(result['leave_one_out'])}")
     if picture is not None:
@@ -111,8 +110,7 @@ def evaluate(labels: Sequence[dict], decisions: Sequence[dict]) -> dict:
     stages: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     disagreements, unjudged = [], []
     kept = kept_right = wanted = wanted_right = wanted_kept = agreed = 0
-    for label in labels:
-        decision = _find(label["file"], decisions)
+    for label, decision in _paired(labels, decisions):
         if decision is None:
             unjudged.append(label["file"])
             continue
@@ -157,8 +155,7 @@ def make_cases(labels: Sequence[dict], decisions: Sequence[dict]) -> list[Case]:
     from data_prep.calibration import Case
 
     cases = []
-    for label in labels:
-        decision = _find(label["file"], decisions)
+    for label, decision in _paired(labels, decisions):
         if decision is None:
             continue
         accepted = label["acceptable_decisions"]
@@ -175,11 +172,15 @@ def make_cases(labels: Sequence[dict], decisions: Sequence[dict]) -> list[Case]:
     return cases
 
 
-def _find(file: str, decisions: Sequence[dict]) -> dict | None:
-    """The decision on a file, by its path, else by its name alone."""
+def _paired(
+    labels: Sequence[dict], decisions: Sequence[dict]
+) -> Iterator[tuple[dict, dict | None]]:
+    """Every label with the decision on its file: found by its path, else by its name alone."""
     by_path = {decision["path"]: decision for decision in decisions}
     by_name = {PurePosixPath(decision["path"]).name: decision for decision in decisions}
-    return by_path.get(file) or by_name.get(PurePosixPath(file).name)
+    for label in labels:
+        file = label["file"]
+        yield label, by_path.get(file) or by_name.get(PurePosixPath(file).name)
 
 
 def is_acceptable(decision: dict, acceptable: Sequence[str]) -> bool:

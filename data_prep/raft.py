@@ -193,21 +193,20 @@ def network(
     batch, height, width = hidden.shape[:3]
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     start = jnp.broadcast_to(jnp.stack([x, y], -1), (batch, height, width, 2)).astype(jnp.float32)
-    step = _update_small if variant.bottleneck else _update_large
 
     def body(
         state: tuple[jax.Array, jax.Array], _: None
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         hidden, coords = state
         seen = _look_up(pyramid, coords, variant.radius)
-        hidden, change = step(parameters, hidden, context, seen, coords - start)
+        hidden, change = _update(parameters, variant, hidden, context, seen, coords - start)
         return (hidden, coords + change), None
 
     (hidden, coords), _ = jax.lax.scan(body, (hidden, start), length=iterations)
     flow = coords - start
-    if variant.bottleneck:
-        return flow, STRIDE * _upsample_bilinear(flow)
-    return flow, _upsample_convex(parameters, hidden, flow)
+    if variant is LARGE:
+        return flow, _upsample_convex(parameters, hidden, flow)
+    return flow, STRIDE * _upsample_bilinear(flow)
 
 
 def _conv(parameters: Parameters, name: str, x: jax.Array, stride: int = 1) -> jax.Array:
@@ -292,42 +291,26 @@ def _window(image: jax.Array, center: jax.Array, radius: int) -> jax.Array:
     return (across[:-1] * (1 - fraction[1]) + across[1:] * fraction[1]).T
 
 
-def _update_small(
+def _update(
     parameters: Parameters,
+    variant: Variant,
     hidden: jax.Array,
     context: jax.Array,
     seen: jax.Array,
     flow: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """One correction of the small variant: (new hidden state, change of the flow)."""
-    conv = functools.partial(_conv, parameters)
-    relu = jax.nn.relu
-    motion = relu(conv("update_block.encoder.convc1", seen))
-    travelled = relu(conv("update_block.encoder.convf1", flow))
-    travelled = relu(conv("update_block.encoder.convf2", travelled))
-    motion = relu(conv("update_block.encoder.conv", jnp.concatenate([motion, travelled], -1)))
-    inputs = jnp.concatenate([context, motion, flow], -1)
-    hidden = _gru(parameters, "", hidden, inputs)
-    return hidden, _flow_head(parameters, hidden)
+    """One correction: (new hidden state, change of the flow). Large RAFT's GRUs are separable."""
 
+    def layer(name: str, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(_conv(parameters, f"update_block.encoder.{name}", x))
 
-def _update_large(
-    parameters: Parameters,
-    hidden: jax.Array,
-    context: jax.Array,
-    seen: jax.Array,
-    flow: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """One correction of the large variant, with separable GRUs."""
-    conv = functools.partial(_conv, parameters)
-    relu = jax.nn.relu
-    motion = relu(conv("update_block.encoder.convc1", seen))
-    motion = relu(conv("update_block.encoder.convc2", motion))
-    travelled = relu(conv("update_block.encoder.convf1", flow))
-    travelled = relu(conv("update_block.encoder.convf2", travelled))
-    motion = relu(conv("update_block.encoder.conv", jnp.concatenate([motion, travelled], -1)))
+    motion = layer("convc1", seen)
+    if variant is LARGE:
+        motion = layer("convc2", motion)
+    travelled = layer("convf2", layer("convf1", flow))
+    motion = layer("conv", jnp.concatenate([motion, travelled], -1))
     inputs = jnp.concatenate([context, motion, flow], -1)
-    for direction in "12":
+    for direction in ("1", "2") if variant is LARGE else ("",):
         hidden = _gru(parameters, direction, hidden, inputs)
     return hidden, _flow_head(parameters, hidden)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.rules import threshold_of
+from data_prep.rules import recorded_thresholds, threshold_of
 from data_prep.stages import Clip
 from see3d_jax import html
 from see3d_jax.media import contact_sheet
@@ -133,9 +133,7 @@ def _video_block(line: dict, folder: Path | None) -> str:
 
 
 def _histograms(lines: Sequence[dict], clips: Sequence[dict]) -> list[str]:
-    thresholds = next(
-        (line["scores"]["thresholds"] for line in lines if "thresholds" in line["scores"]), {}
-    )
+    thresholds = recorded_thresholds(lines)
     figures = []
     for score, threshold in threshold_of():
         having = [clip for clip in clips if score in clip["scores"]]

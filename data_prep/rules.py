@@ -8,7 +8,8 @@ other thresholds, and a clip's reason is always the first rule that it breaks. L
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 Scores = Mapping[str, float]
 
@@ -108,6 +109,12 @@ def margin(scores: Scores, thresholds: Thresholds) -> float:
     """How safely a clip is kept (> 0) or how far it is from being kept (< 0)."""
     margins = [rule.margin(scores, thresholds) for rule in RULES]
     return min((value for value in margins if value is not None), default=-1.0)
+
+
+def recorded_thresholds(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The thresholds that a run noted in its decisions; empty when no video got that far."""
+    noted = (line["scores"].get("thresholds") for line in lines)
+    return next((thresholds for thresholds in noted if thresholds is not None), {})
 
 
 def threshold_of() -> Iterator[tuple[str, str]]:

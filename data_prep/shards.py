@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.rules import recorded_thresholds
 from data_prep.stages import Clip, Settings, Verdict
 from see3d_jax.data.records import ClipRecord, encode, encode_jpeg, write_shards
 from see3d_jax.files import atomic_path, write_text
@@ -153,9 +154,7 @@ def dataset_card(lines: Sequence[dict], shards: int, num_bytes: int) -> str:
         (clip["stage"], clip["reason"]) for clip in clips if clip["decision"] != "keep"
     )
     errors = collections.Counter(line["reason"] for line in lines if line["decision"] == "error")
-    thresholds = next(
-        (line["scores"]["thresholds"] for line in lines if "thresholds" in line["scores"]), {}
-    )
+    thresholds = recorded_thresholds(lines)
     rows = [
         "# Static-scene clips with real viewpoint change", "",
         "Selected from raw videos by `python -m data_prep.curate` (WebVi3D, See3D Sec. 3.1).", "",

@@ -7,6 +7,8 @@ Depth is planar z in scene units, float32 [H, W], 0 = unknown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -47,8 +49,7 @@ def reference_depths(
             f"{', '.join(scene.names[i] for i in chosen)}; choose frames that overlap more, or "
             "give --depth FILE"
         )
-    large = [cv2.resize(d, (width, height), interpolation=cv2.INTER_NEAREST) for d in found]
-    return large, "stereo"
+    return _enlarged(found, height, width), "stereo"
 
 
 def stereo_estimate(new: list[View], existing: list[View]) -> np.ndarray:
@@ -59,9 +60,11 @@ def stereo_estimate(new: list[View], existing: list[View]) -> np.ndarray:
     views = [*new, *existing]
     found = _stereo([view.image for view in views], [view.camera for view in views])[: len(new)]
     height, width = new[0].depth.shape
-    return np.stack(
-        [cv2.resize(d, (width, height), interpolation=cv2.INTER_NEAREST) for d in found]
-    )
+    return np.stack(_enlarged(found, height, width))
+
+
+def _enlarged(depths: Sequence[np.ndarray], height: int, width: int) -> list[np.ndarray]:
+    return [cv2.resize(d, (width, height), interpolation=cv2.INTER_NEAREST) for d in depths]
 
 
 def _stereo(images: list[np.ndarray], cameras: list[Camera]) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -336,6 +337,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+@functools.cache  # once per process
 def _leave_out_late_writes() -> None:
     """Keeps the tracebacks of writes that end after another one has failed out of the output.
 
@@ -344,14 +346,11 @@ def _leave_out_late_writes() -> None:
     not for a while. The failure itself is raised and reported.
     """
     report = sys.unraisablehook
-    if getattr(report, "__name__", "") == _leave_out_late_writes.__name__:
-        return
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             report(unraisable)
 
-    hook.__name__ = _leave_out_late_writes.__name__
     sys.unraisablehook = hook
 
 
