@@ -50,6 +50,17 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     return np.asarray(image)
 
 
+def read_alpha(path: str | os.PathLike[str]) -> np.ndarray | None:
+    """Opacity of an image, uint8 [H, W], upright as `read_image`; None when it stores none."""
+    try:
+        with _open(path) as opened:
+            if not opened.has_transparency_data:
+                return None
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGBA"))[..., 3]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) that `read_image` will give, from the file's header alone."""
     try:

@@ -23,7 +23,7 @@ from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.geometry.colmap_files import find_colmap_model, read_colmap
 from see3d_jax.geometry.scene_files import PosedImages, read_inria_cameras, read_transforms
-from see3d_jax.media import IMAGE_SUFFIXES, image_size, read_image
+from see3d_jax.media import IMAGE_SUFFIXES, image_size, read_alpha, read_image
 
 DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".exr", ".pfm")
 
@@ -156,11 +156,15 @@ def load_depth(scene: Scene, index: int, max_size: int | None = None) -> np.ndar
 
 
 def load_mask(scene: Scene, index: int, max_size: int | None = None) -> np.ndarray | None:
-    """Mask of view `index`: [H, W] bool, True = use this pixel; None when the scene has none."""
-    if scene.mask_paths is None:
+    """Mask of view `index`: [H, W] bool, True = use this pixel; None when the scene has none.
+
+    Without mask files an image's own alpha is its mask: what is mostly transparent is not used.
+    """
+    path, camera = (scene.mask_paths or scene.image_paths)[index], scene.cameras[index]
+    values = read_alpha(path) if scene.mask_paths is None else read_image(path)[..., 0]
+    if values is None:
         return None
-    path, camera = scene.mask_paths[index], scene.cameras[index]
-    mask = read_image(path)[..., 0] > 127
+    mask = values > 127
     if mask.shape != (camera.height, camera.width):
         raise InputError(
             f"{path}: mask is {mask.shape[1]}×{mask.shape[0]} but its camera says "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -246,3 +247,13 @@ def test_pfm_depth_is_upright_in_both_byte_orders(tmp_path, order, scale):
     (tmp_path / "d.pfm").write_bytes(header + depth.tobytes()[:-4])
     with pytest.raises(InputError, match=r"d.pfm: cannot be read as a one-channel PFM"):
         load_depth_file(tmp_path / "d.pfm")
+
+
+def test_without_mask_files_the_alpha_of_a_picture_is_its_mask(scene_folder):
+    scene = dataclasses.replace(load_scene(scene_folder), mask_paths=None)
+    pixels = np.full((30, 40, 4), 255, np.uint8)
+    pixels[:, 25:, 3] = 0
+    Image.fromarray(pixels).save(scene_folder / "images/1.png")
+    assert load_mask(scene, 0) is None
+    np.testing.assert_array_equal(load_mask(scene, 1), pixels[..., 3] > 0)
+    assert load_mask(scene, 1, max_size=20).shape == (15, 20)
