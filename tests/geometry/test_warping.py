@@ -60,8 +60,8 @@ def test_identity_is_exact_to_the_bit():
     with_edges = _warp([camera], [camera])
     known = np.asarray(with_edges.known)[0, ..., 0] > 0
     np.testing.assert_array_equal(np.asarray(with_edges.image)[0][known], image[known])
-    dropped = ~known  # only the outline of the rectangle, one pixel on either side
-    assert 0.02 < dropped.mean() < 0.12
+    dropped = ~known  # only the outline of the rectangle: its edge and the rim, on either side
+    assert 0.02 < dropped.mean() < 0.19
     assert np.all(np.asarray(with_edges.image)[0][dropped] == 0)
 
 
@@ -92,9 +92,10 @@ def test_translation_shows_the_right_surface_and_leaves_the_uncovered_open():
         wrong = np.abs(np.asarray(warped.depth)[i] / depth - 1)[known] > 0.02
         assert wrong.mean() < 0.005
     sideways = np.asarray(warped.known)[0, ..., 0]
-    # the rectangle moves by 45·0.35/2 = 7.9 px, the wall by 3.9 px: 4 px of wall were hidden
+    # the rectangle moves by 45·0.35/2 = 7.9 px, the wall by 3.9 px: 4 px of wall were hidden, and
+    # edge and rim take up to two pixels on each side of the rectangle
     row = sideways[H // 2, : W - 4]
-    assert 4 <= (row == 0).sum() <= 8
+    assert 4 <= (row == 0).sum() <= 12
 
 
 @pytest.mark.parametrize("closer", [1.0, 1.8])
