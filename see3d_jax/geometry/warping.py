@@ -46,7 +46,7 @@ class WarpedViews:
 
 def warp_views(
     images: Array, depth: Array, source: Camera, target: Camera,
-    footprint: int = 3, edge_threshold: float | None = 0.03,
+    footprint: int = 3, edge_threshold: float | None = 0.03, most_stretch: float | None = None,
 ) -> WarpedViews:  # fmt: skip
     """Warps S source views with depth into T target cameras, merged by z-buffer.
 
@@ -59,6 +59,8 @@ def warp_views(
       edge_threshold: relative inverse-depth jump between neighbours, beyond their slope, that
         counts as an occlusion edge; edges are left open, and so is a rim of one pixel around every
         hole. None keeps every pixel.
+      most_stretch: target pixels that a source pixel may be drawn out to, in its longest direction;
+        surfaces that a source shows too small for that are left open. None draws all.
 
     Where several sources know the same surface, the one that shows it largest is taken.
     Raises ValueError for shapes that do not fit.
@@ -74,13 +76,15 @@ def warp_views(
     if footprint < 2:
         raise ValueError(f"warp_views: footprint must be at least 2, got {footprint}")
     threshold = float("inf") if edge_threshold is None else float(edge_threshold)
-    return _warp(images, depth, source, target, footprint, threshold)
+    longest = float("inf") if most_stretch is None else float(most_stretch)
+    return _warp(images, depth, source, target, footprint, threshold, longest)
 
 
-@functools.partial(jax.jit, static_argnames=("footprint", "threshold"))
+@functools.partial(jax.jit, static_argnames=("footprint", "threshold", "longest"))
 def _warp(
-    images: Array, depth: Array, source: Camera, target: Camera, footprint: int, threshold: float
-) -> WarpedViews:
+    images: Array, depth: Array, source: Camera, target: Camera, footprint: int, threshold: float,
+    longest: float,
+) -> WarpedViews:  # fmt: skip
     images = jnp.asarray(images, jnp.float32)
     surfels = jax.vmap(functools.partial(_surfels, threshold=threshold))(depth)
     size = target.height, target.width
@@ -89,7 +93,7 @@ def _warp(
         to_target = Camera(*pose, target.width, target.height)
         # sources one after the other: a scatter is serial on CPU, and memory stays bounded
         layers = jax.lax.map(
-            lambda s: _warp_pair(*s, to_target, footprint, threshold),
+            lambda s: _warp_pair(*s, to_target, footprint, threshold, longest),
             (images, surfels, source),
         )
         return _merge(*layers)
@@ -157,7 +161,7 @@ def _slice(values: Array, axis: int, index: int) -> Array:
 
 def _warp_pair(
     image: Array, surfels: tuple[Array, Array, Array], source: Camera, target: Camera,
-    footprint: int, threshold: float,
+    footprint: int, threshold: float, longest: float,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
     """One source into one target, flat over N target pixels.
 
@@ -201,9 +205,9 @@ def _warp_pair(
     target_pixels = jnp.asarray(pixel_grid(height, width).reshape(-1, 2))
     delta, _ = _solve(q[winner], q_slope[winner], target_pixels)
     delta = jnp.where((jnp.abs(delta) < _SNAP) | ~covered[:, None], 0.0, delta)
-    area = _magnification(q[winner], q_slope[winner])
+    area, stretch = _magnification(q[winner], q_slope[winner])
     colour = _interpolate(image, inverse, slope, edge, winner, delta, threshold)
-    known = covered & ~edge[winner] & (area > 0)
+    known = covered & ~edge[winner] & (area > 0) & (stretch <= longest)
     return colour, jnp.where(covered, nearest, jnp.inf), known, area
 
 
@@ -218,13 +222,17 @@ def _solve(q: Array, q_slope: Array, at: Array) -> tuple[Array, Array]:
     return jnp.stack([dx, dy], -1), q[:, 2] + q_slope[:, 2, 0] * dx + q_slope[:, 2, 1] * dy
 
 
-def _magnification(q: Array, q_slope: Array) -> Array:
-    """Signed target area [n] of a source pixel; negative = seen from behind."""
+def _magnification(q: Array, q_slope: Array) -> tuple[Array, Array]:
+    """Target area [n] of a source pixel, negative = seen from behind, and its longest extent."""
     depth = jnp.where(jnp.abs(q[:, 2]) < 1e-6, 1e-6, q[:, 2])
     j = (q_slope[:, :2] - (q[:, :2] / depth[:, None])[:, :, None] * q_slope[:, 2:]) / depth[
         :, None, None
     ]
-    return j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]
+    area = j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]
+    # the larger singular value of j, from the sum of their squares and their product
+    squares = jnp.square(j).sum((1, 2))
+    root = jnp.sqrt(jnp.maximum(jnp.square(squares) - 4 * jnp.square(area), 0.0))
+    return area, jnp.sqrt((squares + root) / 2)
 
 
 def _interpolate(

@@ -45,7 +45,7 @@ def _visible(view: View, targets: Camera) -> np.ndarray:
     fine = width * _DENSER, height * _DENSER
     image = cv2.resize(view.image, fine, interpolation=cv2.INTER_NEAREST)
     warped = warp_points(
-        image, nearest_resize(view.depth, *fine), view.camera.resized(*fine),
+        image, nearest_resize(view.own_depth, *fine), view.camera.resized(*fine),
         targets.resized(width, height),
     )  # fmt: skip
     return np.asarray(warped.known)[..., 0] > 0

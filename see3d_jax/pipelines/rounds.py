@@ -2,13 +2,14 @@
 
 For the next m targets of the path, in turn:
 
-    anchors   the newest generated views, chosen by how much of the targets they make known
-    Î, M      warp of the references, and of the anchors where no reference reaches
+    anchors   the generated views that make most of the targets known
+    Î, M      warp of the references, and of what anchors generated themselves where no reference
+              reaches; holes where something that nobody has seen yet may stand in front
     I         fill(Î, M, anchors): the model, or anything else that fills holes
     depth     of the warp where I agrees with it; elsewhere an estimate, aligned to it (Eq. 5-6);
               none where neither can be trusted, so that errors do not travel on
 
-References are never replaced, and at most 12 generated views are kept at work, so memory grows
+References are never replaced, and at most 48 generated views are kept at work, so memory grows
 with the result only. Each round is one file, whole or absent: a run that was killed goes on.
 Images uint8 RGB [h, w, 3], masks bool with True = known, planar depth with 0 = unknown.
 """
@@ -28,13 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from see3d_jax.files import atomic_path
-from see3d_jax.geometry.cameras import Camera
+from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.depth_align import GuidedDepths, align_depth
+from see3d_jax.geometry.visibility import way_is_free
 from see3d_jax.pipelines.coverage import choose_anchors
-from see3d_jax.pipelines.warps import View, warp_references
+from see3d_jax.pipelines.warps import View, nearest_resize, warp_references
 
-MAX_ANCHORS = 4  # warped into a round
-_CANDIDATES = 12  # the newest generated views, from which anchors are chosen
+MAX_ANCHORS = 8  # warped into a round
+_CANDIDATES = 48  # the newest generated views, from which anchors are chosen
 _HIDES = 0.05  # relative: an anchor's surface this much nearer hides that of a reference
 _KEYPOINTS = 1024  # at which estimated depth is aligned
 _FEWEST = 32  # keypoints that an alignment needs
@@ -161,25 +163,32 @@ def warp_round(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Warps, masks and depths [m, …] of one round, and which pixels references alone make known.
 
-    References come first, for they are photographs; then what anchors show first hand, so that a
-    surface is resampled once and does not blur from round to round; then what they inherited. A
-    surface clearly in front of what came before hides it all the same.
+    References come first, for they are photographs; then what anchors show first hand. A surface
+    clearly in front of what came before hides it all the same. What is seen through space that is
+    hidden from all of them is not known (see `geometry.visibility`).
     """
     warps, masks, depths = warp_references(references, targets)
-    by_reference = masks.copy()
-    first_hand = [
-        dataclasses.replace(view, depth=np.where(view.first_hand, view.depth, 0))
-        for view in anchors
-        if view.first_hand is not None
-    ]
-    for layer in (first_hand, anchors):
-        if layer:
-            more, known, nearer = warp_references(layer, targets)
-            take = known & (~masks | (nearer < depths * (1 - _HIDES)))
-            warps = np.where(take[..., None], more, warps)
-            depths = np.where(take, nearer, depths)
-            masks = masks | take
-    return warps, masks, depths, by_reference
+    by_reference = masks
+    if anchors:
+        # one number of sources is one compiled program; views without depth change nothing
+        blank = dataclasses.replace(anchors[0], depth=np.zeros_like(anchors[0].depth))
+        padded = [*anchors, *[blank] * (MAX_ANCHORS - len(anchors))]
+        more, known, nearer = warp_references(padded, targets)
+        take = known & (~masks | (nearer < depths * (1 - _HIDES)))
+        warps = np.where(take[..., None], more, warps)
+        depths = np.where(take, nearer, depths)
+        masks, by_reference = masks | take, masks & ~take
+        references = [*references, *padded]
+    size = targets.width, targets.height
+    free = np.asarray(
+        way_is_free(
+            depths, targets, np.stack([nearest_resize(view.depth, *size) for view in references]),
+            stack([view.camera.resized(*size) for view in references]),
+        )
+    )  # fmt: skip
+    masks = masks & free
+    warps, depths = np.where(masks[..., None], warps, 0), np.where(masks, depths, 0)
+    return warps, masks, depths, by_reference & free
 
 
 def trusted_depth(

@@ -14,6 +14,7 @@ from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.warping import warp_views
 
 SUPERSAMPLE = 4  # references are warped at up to this many times the working size
+_MOST_STRETCH = 2.0  # of a source pixel, in pixels of the warp: beyond that it blurs and cracks
 _KNOWN_SHARE = 0.9  # of a pixel; the released code thresholds its warp masks there, too
 
 
@@ -26,12 +27,19 @@ class View:
       depth: [h, w] float32 planar depth, 0 = unknown.
       camera: one camera of this size.
       first_hand: [h, w] bool, False where the colour was itself warped here; None = all first hand.
+        Only pixels that are first hand are warped, so that a surface is resampled once and does not
+        blur from view to view.
     """
 
     image: np.ndarray
     depth: np.ndarray
     camera: Camera
     first_hand: np.ndarray | None = None
+
+    @property
+    def own_depth(self) -> np.ndarray:
+        """[h, w], the depth of what is first hand, 0 elsewhere."""
+        return self.depth if self.first_hand is None else np.where(self.first_hand, self.depth, 0)
 
 
 def warp_references(
@@ -40,7 +48,8 @@ def warp_references(
     """Warps the references to every target, merged by z-buffer.
 
     References may be larger than the targets: then each target is warped at up to 4 times its size
-    and averaged, so that textures do not alias. A pixel is known when more than 0.9 of it is.
+    and averaged, so that textures do not alias. A pixel is known when more than 0.9 of it is, and
+    a source shows it large enough.
 
     Args:
       references: R views, all of one size.
@@ -55,11 +64,13 @@ def warp_references(
     large = targets.resized(width * fine, height * fine)
     sources = stack([view.camera for view in references])
     colours = np.stack([view.image for view in references]) / np.float32(255)
-    surfaces = np.stack([view.depth for view in references])
+    surfaces = np.stack([view.own_depth for view in references])
     warps = np.empty((count, height, width, 3), np.uint8)
     masks, z = np.empty((count, height, width), bool), np.empty((count, height, width), np.float32)
     for i in tqdm(range(count), desc="warping", unit="view", leave=False):
-        warped = warp_views(colours, surfaces, sources, large[i : i + 1])
+        warped = warp_views(
+            colours, surfaces, sources, large[i : i + 1], most_stretch=_MOST_STRETCH
+        )
         tiles = (height, fine, width, fine)
         known = np.asarray(warped.known)[0].reshape(*tiles, 1)
         share = known.mean((1, 3))
