@@ -67,8 +67,8 @@ def bin_gaussians(
     count = span[0] * span[1]
     offset = jnp.cumsum(count) - count
 
-    order = jnp.argsort(jnp.where(drawn, projected.depths, jnp.inf))
-    rank = jnp.zeros(number, jnp.int32).at[order].set(jnp.arange(number, dtype=jnp.int32))
+    rank = _depth_ranks(drawn, projected.depths)
+    order = jnp.zeros(number, jnp.int32).at[rank].set(jnp.arange(number, dtype=jnp.int32))
 
     # Pair p belongs to the Gaussian whose range [offset, offset + count) holds p.
     pair = jnp.arange(capacity, dtype=jnp.int32)
@@ -81,13 +81,34 @@ def bin_gaussians(
     tile = jnp.where(kept, tile_y * across + tile_x, tiles)
     tile, sorted_rank = _sort_pairs(tile, rank[owner], tiles, number)
     edges = jnp.searchsorted(tile, jnp.arange(tiles + 1, dtype=tile.dtype)).astype(jnp.int32)
-    return TileLists(order[sorted_rank].astype(jnp.int32), edges[:-1], jnp.diff(edges), pair_count)
+    return TileLists(order[sorted_rank], edges[:-1], jnp.diff(edges), pair_count)
 
 
 def count_pairs(projected: Projected, width: int, height: int, bands: int = 1) -> jax.Array:
     """[] int32: the capacity that the fullest of an image's bands needs."""
     counts = [_tile_spans(projected, width, height, b, bands)[-1] for b in range(bands)]
     return jnp.stack(counts).max()
+
+
+def _depth_ranks(drawn: jax.Array, depths: jax.Array) -> jax.Array:
+    """[N] int32: place of every drawn Gaussian in the order of depth (> 0), nearest first.
+
+    Gaussians that are not drawn come last, sharing one place.
+    """
+    # Positive floats sort like their bits, and bare uint32 sort five times faster than floats.
+    infinite = jnp.float32(jnp.inf)
+    bits = jax.lax.bitcast_convert_type(jnp.where(drawn, depths, infinite), jnp.uint32)
+    ordered = jnp.sort(bits)
+    twins = (ordered[1:] == ordered[:-1]) & (ordered[1:] < infinite.view(jnp.uint32))
+
+    def by_order(bits: jax.Array) -> jax.Array:
+        number = jnp.arange(bits.shape[0], dtype=jnp.int32)
+        return jnp.zeros_like(number).at[jnp.argsort(bits)].set(number)
+
+    def by_value(bits: jax.Array) -> jax.Array:
+        return jnp.searchsorted(ordered, bits).astype(jnp.int32)
+
+    return jax.lax.cond(twins.any(), by_order, by_value, bits)
 
 
 def _tile_spans(

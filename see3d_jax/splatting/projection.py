@@ -53,10 +53,8 @@ def project_gaussians(gaussians: Gaussians, camera: Camera, near: float = 0.01) 
     fx, fy = camera.intrinsics[0, 0], camera.intrinsics[1, 1]
     cx, cy = camera.intrinsics[0, 2], camera.intrinsics[1, 2]
 
-    x, y, depth = (
-        jnp.einsum("ij,nj->in", rotation, gaussians.means, precision="highest")
-        + translation[:, None]
-    )
+    points = gaussians.means.T
+    x, y, depth = (_dot(row[:, None], points) + t for row, t in zip(rotation, translation))
     in_front = depth > near
     # The double where keeps NaN out of the gradient of points at or behind the camera.
     z = jnp.where(in_front, depth, 1.0)
@@ -69,14 +67,13 @@ def project_gaussians(gaussians: Gaussians, camera: Camera, near: float = 0.01) 
     bent_x = jnp.clip(slope_x, -cx / fx - margin_x, (camera.width - cx) / fx + margin_x)
     bent_y = jnp.clip(slope_y, -cy / fy - margin_y, (camera.height - cy) / fy + margin_y)
     axes = rotation_columns(gaussians.quaternions) * jnp.exp(gaussians.log_scales).T  # [3, 3, N]
-    axes = jnp.einsum("ij,jkn->ikn", rotation, axes, precision="highest")
+    axes = [_dot(row[:, None, None], axes) for row in rotation]  # each [3, N]
     u = (fx / z) * (axes[0] - bent_x * axes[2])
     v = (fy / z) * (axes[1] - bent_y * axes[2])
-    uu, uv, vv = (u * u).sum(0), (u * v).sum(0), (v * v).sum(0)
+    uu, uv, vv = _dot(u, u), _dot(u, v), _dot(v, v)
     # det(A Aᵀ) = |u × v|²: a sum of squares, where uu·vv − uv² would cancel.
-    cross = u[jnp.array([1, 2, 0])] * v[jnp.array([2, 0, 1])]
-    cross = cross - u[jnp.array([2, 0, 1])] * v[jnp.array([1, 2, 0])]
-    determinant = (cross * cross).sum(0) + BLUR * (uu + vv) + BLUR * BLUR
+    cross = [u[i] * v[j] - u[j] * v[i] for i, j in ((1, 2), (2, 0), (0, 1))]
+    determinant = sum(c * c for c in cross) + BLUR * (uu + vv) + BLUR * BLUR
     uu, vv = uu + BLUR, vv + BLUR
     l11 = jnp.sqrt(vv / determinant)
     cholesky = jnp.stack([l11, -uv / vv * l11, 1.0 / jnp.sqrt(vv)])
@@ -90,7 +87,7 @@ def project_gaussians(gaussians: Gaussians, camera: Camera, near: float = 0.01) 
     drawn &= ((means + extents > 0) & (means - extents < size)).all(0)
     extents = jax.lax.stop_gradient(jnp.where(drawn, extents, 0.0))
 
-    position = -(rotation * translation[:, None]).sum(0)
+    position = -_dot(rotation, translation[:, None])
     return Projected(
         means=means,
         cholesky=cholesky,
@@ -101,9 +98,16 @@ def project_gaussians(gaussians: Gaussians, camera: Camera, near: float = 0.01) 
     )
 
 
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Sum over the leading axis of three: one loop over N, where XLA's reductions are slow."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
 def rotation_columns(quaternions: jax.Array) -> jax.Array:
     """wxyz [N, 4], any length → rotation matrices [3, 3, N] (row, column, Gaussian)."""
-    w, x, y, z = quaternions.T / jnp.sqrt(jnp.maximum((quaternions**2).sum(-1), 1e-24))
+    w, x, y, z = quaternions.T
+    squared = jnp.maximum(w * w + x * x + y * y + z * z, 1e-24)
+    w, x, y, z = quaternions.T / jnp.sqrt(squared)
     return jnp.stack(
         [
             jnp.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]),
@@ -122,7 +126,7 @@ def sh_colors(sh: jax.Array, directions: jax.Array) -> jax.Array:
     number = sh.shape[1]
     basis = [jnp.full(sh.shape[0], SH_C0, sh.dtype)]
     if number > 1:
-        squared = (directions**2).sum(0)
+        squared = _dot(directions, directions)
         x, y, z = directions / jnp.sqrt(jnp.maximum(squared, 1e-24))
         basis += [-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
     if number > 4:
@@ -143,5 +147,20 @@ def sh_colors(sh: jax.Array, directions: jax.Array) -> jax.Array:
             1.445305721320277 * z * (x * x - y * y),
             -0.5900435899266435 * x * (x * x - 3 * y * y),
         ]
-    weighted = sum(basis[k] * sh[:, k].T for k in range(number))
-    return jnp.maximum(weighted + 0.5, 0.0)
+    return jnp.maximum(_weighted(jnp.stack(basis), sh) + 0.5, 0.0)
+
+
+@jax.custom_vjp
+def _weighted(basis: jax.Array, sh: jax.Array) -> jax.Array:
+    """Σ over k of basis [K, N] · sh [N, K, 3] → [3, N]."""
+    return sum(row * sh[:, k].T for k, row in enumerate(basis))
+
+
+# Autodiff would make K arrays of the size of sh, each of them zero but for one coefficient.
+def _weighted_backward(residuals, gradient):  # noqa: ANN001
+    basis, sh = residuals
+    by_basis = sum(sh[:, :, c].T * gradient[c] for c in range(3))
+    return by_basis, basis.T[:, :, None] * gradient.T[:, None]
+
+
+_weighted.defvjp(lambda basis, sh: (_weighted(basis, sh), (basis, sh)), _weighted_backward)

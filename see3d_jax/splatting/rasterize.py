@@ -27,6 +27,7 @@ MIN_TRANSMITTANCE = 1e-6
 BLOCK = 32  # tiles per block
 SEGMENT = 16  # Gaussians per tile between two checks for the end
 PIXELS = TILE * TILE
+LANES = 32  # pixels per vector while summing over pixels
 SHAPE_COLUMNS = 6  # mean x, y; l11, l21, l22; opacity. The features follow.
 
 
@@ -80,21 +81,20 @@ def _forward(
 ) -> tuple[jax.Array, jax.Array]:
     """→ outputs [T, C, 64] and transmittance [T, 64], tiles row by row."""
     features = table.shape[1] - SHAPE_COLUMNS
+    pairs = _take(table, lists.gaussian)
     blocks, order = _schedule(lists, band, across, bands)
 
     def draw(block: _Block) -> tuple[jax.Array, jax.Array]:
         def segment(state):  # noqa: ANN001
             step, transmittance, output = state
-            _, rows = _gather(table, lists, block, step)
+            rows, opacity, _ = _segment_rows(pairs, block, step)
 
-            def blend(carry, row):  # noqa: ANN001
-                transmittance, output = carry
-                alpha = _alpha(row, block.corner)[-1]
-                weight = alpha * transmittance
-                colour = row[:, SHAPE_COLUMNS:, None]
-                return (transmittance - weight, output + weight[:, None] * colour), None
+            def blend(transmittance, row):  # noqa: ANN001
+                weight = _alpha(*row, block.corner)[-1] * transmittance
+                return transmittance - weight, weight
 
-            (transmittance, output), _ = jax.lax.scan(blend, (transmittance, output), rows)
+            transmittance, weight = jax.lax.scan(blend, transmittance, (rows, opacity))
+            output += sum(w[:, None] * row[:, SHAPE_COLUMNS:, None] for w, row in zip(weight, rows))
             return step + 1, transmittance, output
 
         start = (
@@ -119,22 +119,25 @@ def _backward(
 ) -> jax.Array:
     """Gradient of the table. grad_outputs [T, C, 64]; total [T, 64] = Σ outputs · gradient."""
     blocks, order = schedule
-    local = _pixel_offsets(table.dtype)
-    moments = jnp.stack([jnp.ones_like(local[0]), *local], -1)  # [64, 3]: 1, x, y
+    pairs = _take(table, lists.gaussian)
     scheduled = _reschedule(grad_outputs, order), _reschedule(total, order)
 
-    def accumulate(gradient: jax.Array, work):  # noqa: ANN001
+    def accumulate(sums: jax.Array, work):  # noqa: ANN001
         block, grad_output, total = work
 
         def segment(state):  # noqa: ANN001
-            step, transmittance, remaining, gradient = state
-            index, rows = _gather(table, lists, block, step)
+            step, transmittance, remaining, sums = state
+            rows, opacity, place = _segment_rows(pairs, block, step)
 
-            def unblend(carry, row):  # noqa: ANN001
+            def unblend(carry, now):  # noqa: ANN001
                 transmittance, remaining = carry
-                _, _, falloff, raw, alpha = _alpha(row, block.corner)
+                falloff, raw, alpha = _alpha(*now, block.corner)
+                row = now[0]
                 # This Gaussian's own value and all that lies behind it, as seen by the loss.
-                value = (row[:, SHAPE_COLUMNS:, None] * grad_output).sum(1)
+                value = sum(
+                    row[:, SHAPE_COLUMNS + channel, None] * grad_output[:, channel]
+                    for channel in range(grad_output.shape[1])
+                )
                 weight = alpha * transmittance
                 remaining = remaining - weight * value
                 grad_alpha = transmittance * value - remaining / (1.0 - alpha)
@@ -143,71 +146,99 @@ def _backward(
                 return (transmittance - weight, remaining), (weight, grad_opacity)
 
             (transmittance, remaining), (weight, grad_opacity) = jax.lax.scan(
-                unblend, (transmittance, remaining), rows
+                unblend, (transmittance, remaining), (rows, opacity)
             )
-            rows_gradient = _gather_pixels(
-                rows, block.corner, weight, grad_opacity, grad_output, moments
-            )
-            return step + 1, transmittance, remaining, gradient.at[index].add(rows_gradient)
+            moments = _moments_about_means(grad_opacity, rows, block.corner)
+            colour = _sum_over_pixels(weight, grad_output)
+            moments = jnp.concatenate([moments, colour], -1)
+            # Past the end of a list nothing is added: with opacity 0 both factors are 0.
+            index = _take(lists.gaussian, place)
+            sums = sums.at[index].add(moments, mode="promise_in_bounds")
+            return step + 1, transmittance, remaining, sums
 
-        start = (jnp.int32(0), jnp.ones_like(total), total, gradient)
+        start = (jnp.int32(0), jnp.ones_like(total), total, sums)
         return jax.lax.while_loop(partial(_unfinished, block), segment, start)[-1], None
 
-    return jax.lax.scan(accumulate, jnp.zeros_like(table), (blocks, *scheduled))[0]
+    sums = jax.lax.scan(accumulate, jnp.zeros_like(table), (blocks, *scheduled))[0]
+    gradient = [_shape_gradient(sums.T, table.T), sums[:, SHAPE_COLUMNS:].T]
+    return jnp.concatenate(gradient).T
 
 
-def _gather_pixels(
-    rows: jax.Array,
-    corner: jax.Array,
-    weight: jax.Array,
-    grad_opacity: jax.Array,
-    grad_output: jax.Array,
-    moments: jax.Array,
-) -> jax.Array:
-    """Sums a segment's per-pixel gradients over pixels: → [SEGMENT, BLOCK, 6 + C]."""
-    dot = partial(jnp.matmul, precision="highest")
-    z1, z2 = _alpha(rows, corner)[:2]
-    scale = -rows[..., 5, None] * grad_opacity
-    d1, d2 = dot(scale * z1, moments), dot(scale * z2, moments)  # [SEGMENT, BLOCK, 3]
-    l11, l21, l22 = rows[..., 2], rows[..., 3], rows[..., 4]
-    x, y = corner[0] - rows[..., 0], corner[1] - rows[..., 1]
-    shape = [
-        -l11 * d1[..., 0],
-        -l21 * d1[..., 0] - l22 * d2[..., 0],
-        d1[..., 1] + x * d1[..., 0],
-        d1[..., 2] + y * d1[..., 0],
-        d2[..., 2] + y * d2[..., 0],
-        dot(grad_opacity, moments[:, 0]),
+def _sum_over_pixels(weight: jax.Array, grad_output: jax.Array) -> jax.Array:
+    """Σ weight · gradient: [SEGMENT, BLOCK, 64], [BLOCK, C, 64] → [SEGMENT, BLOCK, C]."""
+    # In two stages: XLA's batched products and sums are slow at such small sizes.
+    parts = [slice(k, k + LANES) for k in range(0, PIXELS, LANES)]
+    lanes = sum(weight[:, :, None, part] * grad_output[:, :, part] for part in parts)
+    return jnp.matmul(lanes, jnp.ones(LANES, weight.dtype), precision="highest")
+
+
+def _moments_about_means(grad_opacity: jax.Array, rows: jax.Array, corner: jax.Array) -> jax.Array:
+    """[SEGMENT, BLOCK, 64] → its sums times 1, dx, dy, dx², dx·dy, dy²: [SEGMENT, BLOCK, 6].
+
+    d = pixel − mean. Taken about the tile's centre first, so that one small matrix does for all
+    tiles; pixels are at most 4 away from there, which costs no accuracy that matters.
+    """
+    x, y = (offset - TILE / 2 for offset in _pixel_offsets(rows.dtype))
+    powers = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], -1)
+    sums = jnp.matmul(grad_opacity.reshape(-1, PIXELS), powers, precision="highest")
+    one, x, y, xx, xy, yy = jnp.moveaxis(sums.reshape(*grad_opacity.shape[:2], 6), -1, 0)
+    u, v = rows[..., 0] - corner[0] - TILE / 2, rows[..., 1] - corner[1] - TILE / 2
+    moments = [
+        one,
+        x - u * one,
+        y - v * one,
+        xx - 2 * u * x + u * u * one,
+        xy - u * y - v * x + u * v * one,
+        yy - 2 * v * y + v * v * one,
     ]
-    colour = jnp.einsum("sbp,bcp->sbc", weight, grad_output, precision="highest")
-    return jnp.concatenate([jnp.stack(shape, -1), colour], -1)
+    return jnp.stack(moments, -1)
 
 
-def _alpha(row: jax.Array, corner: jax.Array) -> tuple[jax.Array, ...]:
-    """Rows [..., BLOCK, 6 + C] → z1, z2, falloff, raw alpha, alpha [..., 64] at pixels."""
+def _shape_gradient(moments: jax.Array, table: jax.Array) -> jax.Array:
+    """Sums of moments over all pixels [6 …, N] → gradient of the shape columns [6, N]."""
+    one, x, y, xx, xy, yy = moments[:SHAPE_COLUMNS]
+    _, _, l11, l21, l22, opacity = table[:SHAPE_COLUMNS]
+    along = l11 * x + l21 * y
+    return jnp.stack(
+        [
+            opacity * l11 * along,
+            opacity * (l21 * along + l22 * l22 * y),
+            -opacity * (l11 * xx + l21 * xy),
+            -opacity * (l11 * xy + l21 * yy),
+            -opacity * l22 * yy,
+            one,
+        ]
+    )
+
+
+def _alpha(row: jax.Array, opacity: jax.Array, corner: jax.Array) -> tuple[jax.Array, ...]:
+    """Rows [BLOCK, 6 + C], opacity [BLOCK] → falloff, raw alpha, alpha [BLOCK, 64] at pixels."""
     x, y = _pixel_offsets(row.dtype)
-    l11, l21, l22 = row[..., 2], row[..., 3], row[..., 4]
-    to_x, to_y = corner[0] - row[..., 0], corner[1] - row[..., 1]
-    z1 = (l11 * to_x + l21 * to_y)[..., None] + l11[..., None] * x + l21[..., None] * y
-    z2 = (l22 * to_y)[..., None] + l22[..., None] * y
+    l11, l21, l22 = row[:, 2], row[:, 3], row[:, 4]
+    to_x, to_y = corner[0] - row[:, 0], corner[1] - row[:, 1]
+    z1 = (l11 * to_x + l21 * to_y)[:, None] + l11[:, None] * x + l21[:, None] * y
+    z2 = (l22 * to_y)[:, None] + l22[:, None] * y
     falloff = jnp.exp(-0.5 * (z1 * z1 + z2 * z2))
-    raw = row[..., 5, None] * falloff
-    return z1, z2, falloff, raw, jnp.where(raw >= MIN_ALPHA, jnp.minimum(raw, MAX_ALPHA), 0.0)
+    raw = opacity[:, None] * falloff
+    return falloff, raw, jnp.where(raw >= MIN_ALPHA, jnp.minimum(raw, MAX_ALPHA), 0.0)
 
 
-def _gather(
-    table: jax.Array, lists: TileLists, block: _Block, step: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Segment `step` of every list in the block: indices and rows [SEGMENT, BLOCK, …].
+def _segment_rows(
+    pairs: jax.Array, block: _Block, step: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Segment `step` of every list in the block, from rows in the order of the lists.
 
-    Past the end of a list stand copies of Gaussian 0 with opacity 0.
+    → rows [SEGMENT, BLOCK, 6 + C], opacity [SEGMENT, BLOCK] (0 past the end of a list) and place
+    in the lists [SEGMENT, BLOCK].
     """
     position = step * SEGMENT + jnp.arange(SEGMENT, dtype=jnp.int32)[:, None]
-    inside = position < block.length
-    place = jnp.minimum(block.start + position, lists.gaussian.shape[0] - 1)
-    index = jnp.where(inside, lists.gaussian[place], 0)
-    rows = table[index]
-    return index, rows.at[..., 5].set(jnp.where(inside, rows[..., 5], 0.0))
+    place = jnp.minimum(block.start + position, pairs.shape[0] - 1)
+    rows = _take(pairs, place)
+    return rows, jnp.where(position < block.length, rows[..., 5], 0.0), place
+
+
+def _take(table: jax.Array, index: jax.Array) -> jax.Array:
+    return table.at[index].get(mode="promise_in_bounds")
 
 
 def _unfinished(block: _Block, state: tuple) -> jax.Array:
