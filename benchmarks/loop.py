@@ -4,8 +4,9 @@
 
 The first frame is the one given view, the others are made in the order of the file. What can go
 wrong is then the pipeline's own part: anchors, depth, alignment, warps, masks. All pictures have
-one size, so that every known pixel is one resampling away from an equal picture. Estimated depth
-is the true one, distorted as a network might (`distorted`); with --exact-depth it is the true one.
+one size, so that every known pixel is one resampling away from an equal picture. Estimated depth is
+the true one (exact); at another scale and a power of it, as a network might say (curve); that, and
+up to 5 % nearer or farther from one part of the picture to the next (bent); or what stereo finds.
 
 Per round: PSNR on the pixels that the mask calls known; the same round warped from true views with
 true depth in place of the anchors; the share of known pixels that show a surface more than 3 %
@@ -27,9 +28,10 @@ import numpy as np
 from see3d_jax.errors import InputError, run_command
 from see3d_jax.files import write_json
 from see3d_jax.geometry.cameras import Camera, stack
+from see3d_jax.pipelines.depth import stereo_estimate
 from see3d_jax.pipelines.inputs import load_depth, load_images, load_scene
 from see3d_jax.pipelines.rounds import DepthEstimator, Round, run_rounds, warp_round
-from see3d_jax.pipelines.warps import View, nearest_resize
+from see3d_jax.pipelines.warps import View, resize_depth
 
 _BEHIND = 0.03  # relative depth: what lies farther behind the true surface is a wrong one
 
@@ -44,15 +46,17 @@ Examples:
 @click.option("--frames", type=int, default=24, show_default=True, help="From the start of it.")
 @click.option("--views-per-round", type=int, default=4, show_default=True)
 @click.option("--size", type=int, default=240, show_default=True, help="Longer side, in pixels.")
-@click.option("--exact-depth", is_flag=True, help="Estimated depth is the true one.")
+@click.option(
+    "--depth", type=click.Choice(["exact", "curve", "bent", "stereo"]), default="curve",
+    show_default=True, help="Estimated depth of new views.",
+)  # fmt: skip
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the numbers.")
 def app(
-    scene: Path, frames: int, views_per_round: int, size: int, exact_depth: bool,
-    output: Path | None,
+    scene: Path, frames: int, views_per_round: int, size: int, depth: str, output: Path | None
 ) -> None:  # fmt: skip
     """Prints what every round of the loop knows, and how right it is."""
     first, *targets = true_views(scene, frames, size)
-    rounds = oracle_rounds([first], targets, views_per_round, exact_depth=exact_depth)
+    rounds = oracle_rounds([first], targets, views_per_round, depth)
     numbers = summary([judge(done, [first], targets) for done in rounds])
     columns = list(numbers["rounds"][0])
     click.echo("  ".join(columns))
@@ -75,23 +79,27 @@ def true_views(scene: Path, frames: int, size: int) -> list[View]:
     return [
         View(
             cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA),
-            nearest_resize(load_depth(opened, i), width, height),
+            resize_depth(load_depth(opened, i), width, height),
             camera.resized(width, height),
         )
         for i, (image, camera) in enumerate(zip(images, cameras, strict=True))
     ]
 
 
-def distorted(depth: np.ndarray) -> np.ndarray:
-    """What a monocular network might say: another scale, and not linear in depth."""
-    return np.where(depth > 0, 3.0 * np.maximum(depth, 1e-6) ** 0.9, 0).astype(np.float32)
+def distorted(depth: np.ndarray, bent: bool = False) -> np.ndarray:
+    """Planar depth [h, w] as a network might say it: another scale, and not linear in depth."""
+    estimate = np.where(depth > 0, 3.0 * np.maximum(depth, 1e-6) ** 0.9, 0)
+    if bent:
+        y, x = np.mgrid[: depth.shape[0], : depth.shape[1]] / max(depth.shape)
+        estimate *= 1 + 0.05 * np.sin(5 * x + 1) * np.cos(4 * y)
+    return estimate.astype(np.float32)
 
 
 def oracle_rounds(
-    references: list[View], targets: list[View], views_per_round: int, *,
-    exact_depth: bool = False, **options: Any,
+    references: list[View], targets: list[View], views_per_round: int, depth: str = "curve",
+    **options: Any,
 ) -> list[Round]:  # fmt: skip
-    """`run_rounds` with the truth in the place of the model and of the depth network."""
+    """`run_rounds` with the truth in the place of the model, and of the depth network if any."""
 
     def fill(
         number: int, anchors: list[View], indices: list[int], warps: np.ndarray, masks: np.ndarray
@@ -101,11 +109,13 @@ def oracle_rounds(
     depth_of = {_pose(view.camera): view.depth for view in targets}
 
     def estimate(new: list[View], existing: list[View]) -> np.ndarray:
-        depths = np.stack([depth_of[_pose(view.camera)] for view in new])
-        return depths if exact_depth else distorted(depths)
+        if depth == "stereo":
+            return stereo_estimate(new, existing)
+        depths = [depth_of[_pose(view.camera)] for view in new]
+        return np.stack([d if depth == "exact" else distorted(d, depth == "bent") for d in depths])
 
     options.setdefault("fill", fill)
-    options.setdefault("estimator", DepthEstimator(estimate, has_scale=exact_depth))
+    options.setdefault("estimator", DepthEstimator(estimate, depth in ("exact", "stereo")))
     cameras = stack([view.camera for view in targets])
     return run_rounds(references, cameras, views_per_round, **options)
 

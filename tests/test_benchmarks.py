@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import depth_align, input_pipeline, solvers, train_step, unet, warp
+from benchmarks import depth_align, input_pipeline, loop, solvers, train_step, unet, warp
 from see3d_jax.data.mixture import DataSource, Mixture
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix
@@ -162,3 +162,15 @@ def test_the_warp_report_has_its_agreed_names(monkeypatch, tmp_path):
     assert all(np.isfinite(numbers[name]) for name in agreed)
     assert numbers["wrong_surface_fraction"] < 0.01 and numbers["ms_per_view"] > 0
     assert numbers["ratio_vs_torch"] is not None or numbers["ratio_vs_torch_note"]
+
+
+def test_the_loop_report_says_what_each_round_lost(tmp_path):
+    arguments = ["--scene", str(_small_scene(tmp_path)), "--json", str(tmp_path / "out.json"),
+                 "--frames", "3", "--views-per-round", "1", "--size", "64"]  # fmt: skip
+    result = CliRunner().invoke(loop.app, arguments)
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    assert [row["views"] for row in numbers["rounds"]] == ["0-0", "1-1"]
+    assert np.isfinite([numbers["drift_db"], numbers["first_minus_last_db"]]).all()
+    with pytest.raises(InputError, match="at least 4 posed"):
+        loop.true_views(tmp_path, 4, 64)

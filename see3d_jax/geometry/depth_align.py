@@ -5,8 +5,9 @@ whose reprojection meets its matches. alpha and beta enter through d* alone, so 
 degree of freedom, its inverse depth r along the ray: anchor pixels are q(r) = a + r b, each match
 gives r in closed form, and a few robust Gauss-Newton steps join the matches of all anchors.
 Eq. 5-6: locally weighted linear regression on a coarse grid over x, y and (edge-aware) depth, with
-a ridge. What is regressed is the relative error of the best global scale and shift, on [log d, 1]:
-errors of depth are relative, and the ridge then leans on the global fit.
+a ridge. What is regressed is the relative error of the best global fit, on [log d, 1]: errors of
+depth are relative, and the ridge then leans on the global fit. That is a scale and shift, and a
+smooth curve of depth on top, which carries over to where no keypoint is near.
 Cameras: OpenCV axes, world→camera, pixel centres at +0.5, planar depth.
 """
 
@@ -29,6 +30,8 @@ _LEVELS = 10  # of the grid along log depth
 _RIDGE, _RIDGE_SLOPE = 0.02, 0.005  # typical keypoints; the same × their variance of log depth
 _REACH = 1.3  # of a keypoint: noise averages over a few, and little detail is smoothed away
 _REJECT = 3.0  # standard deviations
+_KNOTS = 20  # of the curve along log depth: all keypoints tell of it, so it may bend more
+_CURVE_LIMITS = 0.3, 0.1, 0.05  # relative errors that count a quarter, in turn
 
 
 @jax.tree_util.register_dataclass
@@ -236,8 +239,17 @@ def _align(
     residual = (guided.depth - base) / base
     centre = (usable * log).sum() / jnp.maximum(usable.sum(), 1)
     deviation = jnp.clip(guided.deviation, 0.005, 1.0)
-    weight = _typical_is_one(usable / (1 + (residual / 0.3) ** 2) ** 2 / deviation**2)
     regressor = log - centre
+    knots = jnp.linspace(low, high, _KNOTS)
+    sway = jnp.maximum(knots[1] - knots[0], 0.05)
+    near = jnp.exp(-0.5 * ((knots[:, None] - log[None]) / sway) ** 2)
+    curve = jnp.zeros_like(knots)
+    for limit in _CURVE_LIMITS:
+        error = residual - _between(curve, log, low, high)
+        weight = _typical_is_one(usable / (1 + (error / limit) ** 2) ** 2 / deviation**2)
+        curve = _solve(near @ _moments(weight, regressor, residual), knots - centre)
+    residual = (1 + residual) / (1 + _between(curve, log, low, high)) - 1
+    weight = _typical_is_one(usable / (1 + (residual / 0.3) ** 2) ** 2 / deviation**2)
     for _ in range(_ROUNDS):
         fit = _solve(kernel @ _moments(weight, regressor, residual), regressor)
         error = residual - fit
@@ -260,14 +272,17 @@ def _align(
     sums = sums.reshape(len(nodes_y), len(nodes_x), len(levels), -1)
     field = _solve(sums, levels - centre)
     field = jnp.einsum("hy,yxz,wx->zhw", lift_y, field, lift_x, precision="highest")
-    position = (jnp.log(jnp.maximum(depth, 1e-9)) - low) / (high - low) * (len(levels) - 1)
-    position = jnp.clip(position, 0, len(levels) - 1)
-    correction = sum(
-        jnp.maximum(1 - jnp.abs(position - n), 0.0) * field[n] for n in range(len(levels))
-    )
+    log = jnp.log(jnp.maximum(depth, 1e-9))
+    correction = (1 + _between(curve, log, low, high)) * (1 + _between(field, log, low, high))
     base = jnp.maximum(scale * depth + shift, 1e-3 * (scale * jnp.exp(low) + jnp.abs(shift)))
-    aligned = jnp.where(known, base * jnp.maximum(1 + correction, 0.05), 0.0)
+    aligned = jnp.where(known, base * jnp.maximum(correction, 0.05), 0.0)
     return AlignedDepth(aligned, scale, shift, inlier)
+
+
+def _between(values: Array, at: Array, low: Array, high: Array) -> Array:
+    """Interpolates values [Z, ...] at equal steps over low..high, linearly, at positions [...]."""
+    position = jnp.clip((at - low) / (high - low) * (len(values) - 1), 0, len(values) - 1)
+    return sum(jnp.maximum(1 - jnp.abs(position - n), 0.0) * values[n] for n in range(len(values)))
 
 
 def _moments(weight: Array, x: Array, y: Array) -> Array:

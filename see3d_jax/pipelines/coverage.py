@@ -11,7 +11,7 @@ import numpy as np
 
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.geometry.point_warping import warp_points
-from see3d_jax.pipelines.warps import View, nearest_resize
+from see3d_jax.pipelines.warps import View, resize_depth
 
 _SIDE = 64  # pixels, the longer side of the small targets
 _DENSER = 2  # times as many source pixels per axis: no cracks up to this magnification
@@ -45,7 +45,7 @@ def _visible(view: View, targets: Camera) -> np.ndarray:
     fine = width * _DENSER, height * _DENSER
     image = cv2.resize(view.image, fine, interpolation=cv2.INTER_NEAREST)
     warped = warp_points(
-        image, nearest_resize(view.own_depth, *fine), view.camera.resized(*fine),
+        image, resize_depth(view.own_depth, *fine), view.camera.resized(*fine),
         targets.resized(width, height),
     )  # fmt: skip
     return np.asarray(warped.known)[..., 0] > 0

@@ -35,7 +35,7 @@ from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
 from see3d_jax.pipelines.pretrained import load_model
 from see3d_jax.pipelines.rounds import DepthEstimator, run_rounds
-from see3d_jax.pipelines.warps import SUPERSAMPLE, View, nearest_resize
+from see3d_jax.pipelines.warps import SUPERSAMPLE, View, resize_depth
 
 DEFAULT_FOV = 55.0  # degrees, horizontal: between a phone's main camera (65) and its zoom (45)
 DEFAULT_VIEWS = 8
@@ -195,7 +195,7 @@ def generate(
         views=result, generated=generated, composited=composited, cameras=targets,
         warps=warps, masks=masks, depths=warp_depths, inpainted=inpainted,
         references=given, reference_cameras=stack(small),
-        reference_depths=np.stack([nearest_resize(d, width, height) for d in depths]),
+        reference_depths=np.stack([resize_depth(d, width, height) for d in depths]),
         reference_names=tuple(scene.names[i] for i in chosen),
         truth=true_images, metrics=metrics,
         run={

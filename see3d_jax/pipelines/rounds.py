@@ -33,7 +33,7 @@ from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.depth_align import GuidedDepths, align_depth
 from see3d_jax.geometry.visibility import way_is_free
 from see3d_jax.pipelines.coverage import choose_anchors
-from see3d_jax.pipelines.warps import View, nearest_resize, warp_references
+from see3d_jax.pipelines.warps import View, resize_depth, warp_references
 
 MAX_ANCHORS = 8  # warped into a round
 _CANDIDATES = 48  # the newest generated views, from which anchors are chosen
@@ -182,7 +182,7 @@ def warp_round(
     size = targets.width, targets.height
     free = np.asarray(
         way_is_free(
-            depths, targets, np.stack([nearest_resize(view.depth, *size) for view in references]),
+            depths, targets, np.stack([resize_depth(view.depth, *size) for view in references]),
             stack([view.camera.resized(*size) for view in references]),
         )
     )  # fmt: skip

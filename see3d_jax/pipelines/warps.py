@@ -15,6 +15,7 @@ from see3d_jax.geometry.warping import warp_views
 
 SUPERSAMPLE = 4  # references are warped at up to this many times the working size
 _MOST_STRETCH = 2.0  # of a source pixel, in pixels of the warp: beyond that it blurs and cracks
+_SAME_SURFACE = 0.03  # relative step of inverse depth between neighbours
 _KNOWN_SHARE = 0.9  # of a pixel; the released code thresholds its warp masks there, too
 
 
@@ -83,8 +84,29 @@ def warp_references(
     return warps, masks, z
 
 
-def nearest_resize(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Nearest-neighbour resize of [h, w]: depths of two surfaces must never be averaged."""
-    rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(int)
-    return values[rows[:, None], columns]
+def resize_depth(depth: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Depth [h, w] at the pixel centres of another size; planes stay planes, edges stay edges.
+
+    The four pixels around each centre are interpolated in inverse depth, as far as they lie on the
+    surface of the nearest of them. 0 = unknown stays so.
+    """
+    inverse = np.where(np.isfinite(depth) & (depth > 0), 1 / np.maximum(depth, 1e-12), 0)
+    steps = []
+    for axis, length in enumerate((height, width)):
+        size = depth.shape[axis]
+        position = np.clip((np.arange(length) + 0.5) * size / length - 0.5, 0, size - 1)
+        first = np.minimum(position.astype(int), max(0, size - 2))
+        steps.append((first, np.minimum(first + 1, size - 1), position - first))
+    rows, columns = steps
+    nearest = np.ix_(*(np.where(part >= 0.5, second, first) for first, second, part in steps))
+    base = inverse[nearest]
+    total, weights = np.zeros_like(base), np.zeros_like(base)
+    for j in (0, 1):
+        for i in (0, 1):
+            tap = inverse[np.ix_(rows[j], columns[i])]
+            down, across = (part if k else 1 - part for k, part in ((j, rows[2]), (i, columns[2])))
+            same = np.abs(tap - base) <= _SAME_SURFACE * base
+            weight = np.where(same, down[:, None] * across[None], 0)
+            total, weights = total + weight * tap, weights + weight
+    known = base > 0
+    return np.where(known, weights / np.where(known, total, 1), 0).astype(np.float32)

@@ -107,6 +107,16 @@ def test_magnified_surfaces_have_no_cracks(closer):
     assert np.asarray(warped.known).mean() == 1
 
 
+@pytest.mark.parametrize("closer, known", [(1.4, 1.0), (1.8, 0.0)])
+def test_what_a_source_shows_too_small_is_left_open(closer, known):
+    source, target = _camera(), _camera((0, 0, 4 - 4 / closer), (0, 0, 5))
+    image, depth = _render(source, box=False)
+    warped = warp_views(
+        image[None], depth[None], stack([source]), stack([target]), most_stretch=1.6
+    )
+    assert np.asarray(warped.known).mean() == known
+
+
 def test_slanted_wall_is_exact_in_depth():
     """Slopes come from neighbours; on a plane they are exact, so warped depth is too."""
     camera = _camera((-1.5, 0, 0.5), (0.5, 0, 4))
