@@ -117,6 +117,11 @@ Examples:
     help="Make N views, then warp the next N from these as well [default: all from the "
     "references]. Rounds are kept in OUTPUT/rounds until the end: a run that was killed goes on.",
 )  # fmt: skip
+@click.option(
+    "--sr", type=_PATH, default=None, metavar="DIR",
+    help="Enlarge the views by two at the end, with the weights in DIR: a training run of "
+    "configs/superres.py, or released weights with the UNet SR. They are written to enlarged/.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 def generate(output: Path, **options: object) -> None:
     """Generates new views of a photo along a camera path.

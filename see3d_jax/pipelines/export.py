@@ -4,6 +4,7 @@
     generated/ composited/ as the model made them / with the known pixels of the warp put back
     warps/ masks/ depth/  the warp, its known pixels (white), its planar depth (16 bit, 0 = hole)
     inpainted/            the warp filled by OpenCV, the baseline to beat
+    enlarged/             after super-resolution, if asked for: views/ and their transforms.json
     transforms.json       nerfstudio cameras of views and references    splits.json  held-out views
     sparse/0/             the same cameras as a COLMAP text model, without points
     report.html           the same for reading: contact sheet, scores, rounds
@@ -25,6 +26,7 @@ from PIL import Image
 from see3d_jax import html
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path, write_json
+from see3d_jax.geometry.cameras import Camera
 from see3d_jax.geometry.colmap_files import write_colmap
 from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import contact_sheet, write_image, write_mp4
@@ -83,6 +85,8 @@ def write_generated(result: Generated, output: str | os.PathLike[str]) -> Path:
         for stem, image in zip(result.reference_names, result.references, strict=True):
             write_image(folder / "references" / f"{stem}.png", image)
         _write_cameras(result, folder, stems)
+        if result.enlarged is not None:
+            _write_enlarged(result.enlarged, result.cameras, folder / "enlarged", stems)
         sheet = _sheet(result)
         write_image(folder / "contact_sheet.png", sheet)
         _write_report(result, folder / "report.html", sheet)
@@ -125,6 +129,18 @@ def _write_cameras(result: Generated, folder: Path, stems: list[str]) -> None:
     test = list(range(4, len(stems), 8)) or [len(stems) - 1]
     rest = [i for i in range(len(images.files)) if i not in test]
     write_json(folder / "splits.json", {"test": test, "train_all": rest})
+
+
+def _write_enlarged(images: np.ndarray, cameras: Camera, folder: Path, stems: list[str]) -> None:
+    """A posed scene of its own: pictures and cameras of another size."""
+    files = tuple(f"views/{stem}.png" for stem in stems)
+    for name, image in zip(files, images, strict=True):
+        write_image(folder / name, image)
+    height, width = images.shape[1:3]
+    large = cameras.resized(width, height)
+    write_transforms(
+        folder / "transforms.json", PosedImages(files, tuple(large[i] for i in range(len(files))))
+    )
 
 
 def _write_report(result: Generated, file: Path, sheet: np.ndarray) -> None:

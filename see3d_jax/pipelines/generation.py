@@ -35,6 +35,7 @@ from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
 from see3d_jax.pipelines.pretrained import load_model
 from see3d_jax.pipelines.rounds import DepthEstimator, run_rounds
+from see3d_jax.pipelines.superres import FACTOR, enlarge_views, load_superres
 from see3d_jax.pipelines.warps import SUPERSAMPLE, View, resize_depth
 
 DEFAULT_FOV = 55.0  # degrees, horizontal: between a phone's main camera (65) and its zoom (45)
@@ -55,6 +56,7 @@ class Generated:
       depths: [N, h, w] float32, planar z of the warp, 0 = unknown.
       inpainted: [N, h, w, 3] uint8, the warp filled by OpenCV (Telea).
       references, reference_cameras, reference_depths, reference_names: the R given views.
+      enlarged: [N, 2h, 2w, 3] uint8, `views` after super-resolution, or None.
       truth: [N, h, w, 3] uint8 or None.
       metrics: PSNR and SSIM against the truth (see `baselines.score`), or None.
       run: every setting, the seed and the seconds spent, as plain JSON values.
@@ -72,6 +74,7 @@ class Generated:
     reference_cameras: Camera
     reference_depths: np.ndarray
     reference_names: tuple[str, ...]
+    enlarged: np.ndarray | None
     truth: np.ndarray | None
     metrics: dict[str, Any] | None
     run: dict[str, Any]
@@ -96,6 +99,7 @@ def generate(
     views_per_round: int | None = None,
     depth_estimator: DepthEstimator | None = None,
     rounds_folder: str | os.PathLike[str] | None = None,
+    sr: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Generated:
     """Generates views along a camera path from one photo with depth, or from posed views.
@@ -121,6 +125,7 @@ def generate(
         all, each from the references alone.
       depth_estimator: of new views between rounds; default stereo with what exists.
       rounds_folder: where finished rounds are kept, so that a run that was killed goes on there.
+      sr: weights for a last pass that enlarges the result by two (`pipelines.superres`).
       seed: same seed, same views.
 
     Raises InputError for anything wrong with these, naming it.
@@ -133,6 +138,7 @@ def generate(
     scene = _open_source(Path(source), depth, trajectory, fov)
     chosen = _choose_references(scene, references, depth)
     model = load_model(checkpoint, unet=unet, references=len(chosen), sampler=sampler)
+    enlarger = None if sr is None else load_superres(sr, sampler)
     if guidance is None:
         guidance = model.sampling.guidance
     first = scene.cameras[chosen[0]]
@@ -181,6 +187,15 @@ def generate(
     inpainted = np.stack([inpaint(w, m) for w, m in zip(warps, masks, strict=True)])
     composited = np.where(masks[..., None], warps, generated)
     result = composited if composite else generated
+    enlarged = None
+    if enlarger is not None:
+        large_model, wants_masks = enlarger
+        large = np.stack([_resized(image, width * FACTOR, height * FACTOR) for image in images])
+        enlarged = enlarge_views(
+            large_model, large, result, masks if wants_masks else None, steps,
+            large_model.sampling.guidance, seed,
+        )  # fmt: skip
+        clock.lap("super-resolution")
     small = [camera.resized(width, height) for camera in cameras]
     metrics = None
     if true_images is not None:
@@ -197,11 +212,11 @@ def generate(
         references=given, reference_cameras=stack(small),
         reference_depths=np.stack([resize_depth(d, width, height) for d in depths]),
         reference_names=tuple(scene.names[i] for i in chosen),
-        truth=true_images, metrics=metrics,
+        enlarged=enlarged, truth=true_images, metrics=metrics,
         run={
             "input": str(source), "depth": depth and str(depth), "depth_from": depth_from,
             "trajectory": trajectory, "checkpoint": str(checkpoint), "model": model.name,
-            "sampler": sampler, "truth": truth and str(truth),
+            "sampler": sampler, "truth": truth and str(truth), "sr": sr and str(sr),
             "references": [scene.names[i] for i in chosen], "fov": fov, "steps": steps,
             "guidance": guidance, "composite": composite, "seed": seed,
             "width": width, "height": height, "num_views": len(path),

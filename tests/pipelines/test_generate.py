@@ -30,6 +30,7 @@ from see3d_jax.models.codec import build_codec
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import init_unet
 from see3d_jax.pipelines import generation as module
+from see3d_jax.pipelines import superres
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
 from see3d_jax.pipelines.export import check_output_folder, write_generated
 from see3d_jax.pipelines.generation import generate, working_size
@@ -270,6 +271,19 @@ def test_a_failure_while_writing_keeps_the_old_result(scene, model, tmp_path, mo
         write_generated(result, out)
     assert sorted(p.relative_to(out) for p in out.rglob("*")) == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_views_are_enlarged_into_a_scene_of_their_own(scene, model, tmp_path, monkeypatch) -> None:
+    large = dataclasses.replace(model, sampling=SamplerConfig(guidance=0.0, weight_form="clean"))
+    monkeypatch.setattr(superres, "load_model", lambda folder, **options: large)
+    result = run(scene, views=3, sr="unused", steps=1)
+    assert result.enlarged.shape == (3, 64, 96, 3) and result.run["sr"] == "unused"
+    reopened = load_scene(write_generated(result, tmp_path / "out") / "enlarged")
+    images, cameras = load_images(reopened)
+    np.testing.assert_array_equal(images[2], result.enlarged[2])
+    np.testing.assert_allclose(
+        cameras[2].intrinsics, result.cameras[2].resized(96, 64).intrinsics, rtol=1e-5
+    )
 
 
 def test_output_folders_of_others_are_refused(tmp_path) -> None:
