@@ -15,14 +15,14 @@ import dataclasses
 
 import numpy as np
 
-from data_prep.flow import FlowBackend, FlowPair, dis_flow, flow_pair
-from data_prep.tracking import (
-    Tracks,
+from data_prep.epipolar import (
     fit_fundamental,
     fit_homography,
     homography_error,
     sampson_error,
 )
+from data_prep.flow import FlowBackend, FlowPair, dis_flow, flow_pair
+from data_prep.tracking import Tracks
 
 PAIR_MOTION = 10.0  # px at 480p: enough for the epipolar constraint to bite, little occlusion
 FASTEST_MOTION = 40.0  # px at 480p: flow loses what moves farther, so movers would go unseen

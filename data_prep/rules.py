@@ -25,10 +25,12 @@ class Thresholds:
         within a small circle and the typical radius is under 5 px.
       still_share: points that do not move at all beside others that do betray a standing camera in
         front of a mover. A logo or caption stays below this share.
-      min_rigid_share: share of tracks that any rigid motion must explain.
       min_parallax_share: share of tracks that only an epipolar geometry explains.
+      min_parallax_spread: share of these with less than half of the larger parallaxes. A scene has
+        depths of all sizes; one object that slides along before a turning camera has one.
       min_turn_residual: px by which a homography must differ from a turning and zooming camera to
-        prove that the camera travelled past a flat scene.
+        prove that the camera travelled, even past a flat scene.
+      min_rigid_share: share of tracks that one rigid scene must explain in three frames.
       max_people_share: paper: reject when more than half of the frames show a dynamic class.
       min_flow_consistency: share of pixels whose forward and backward flow must agree.
       max_dynamic_score: paper: reject when S ≥ 0.25 N.
@@ -39,11 +41,12 @@ class Thresholds:
     small_share: float = 0.4
     min_median_radius: float = 5.0
     still_share: float = 0.15
-    min_rigid_share: float = 0.6
-    min_parallax_share: float = 0.08
-    min_turn_residual: float = 8.0
+    min_parallax_share: float = 0.2
+    min_parallax_spread: float = 0.15
+    min_turn_residual: float = 3.5
+    min_rigid_share: float = 0.7
     max_people_share: float = 0.5
-    min_flow_consistency: float = 0.3
+    min_flow_consistency: float = 0.7
     max_dynamic_score: float = 0.25
 
 
@@ -87,10 +90,13 @@ RULES = (
                                               "median_track_radius": ("min_median_radius", 1)}),
     Rule("viewpoint", "camera stands while something moves",
          {"still_track_share": ("still_share", -1)}, inclusive=True),
-    Rule("viewpoint", "points follow no rigid motion",
-         {"rigid_track_share": ("min_rigid_share", 1)}),
     Rule("viewpoint", "no parallax: camera only turns or zooms",
          {"parallax_share": ("min_parallax_share", 1), "turn_residual": ("min_turn_residual", 1)}),
+    Rule("viewpoint", "something moves before a camera that only turns or zooms",
+         {"parallax_spread": ("min_parallax_spread", 1),
+          "turn_residual": ("min_turn_residual", 1)}),
+    Rule("viewpoint", "points follow no rigid motion",
+         {"rigid_track_share": ("min_rigid_share", 1)}),
     Rule("semantic", "people or animals in more than half of the frames",
          {"people_share": ("max_people_share", -1)}),
     Rule("dynamics", "flow cannot be trusted (water, leaves, blur)",

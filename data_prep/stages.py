@@ -17,9 +17,10 @@ import numpy as np
 
 from data_prep.dynamics import DynamicMask, choose_pairs, dynamic_mask
 from data_prep.flow import make_flow_backend
+from data_prep.parallax import PairGeometry, pair_geometry, pair_points, wide_pairs
 from data_prep.rules import Thresholds, broken_rule
 from data_prep.semantic import Detection, detect_over_time, dynamic_class_share, make_detector
-from data_prep.tracking import Tracks, follow_points, pair_geometry, track_radii, wide_pairs
+from data_prep.tracking import Tracks, follow_points, track_radii
 from data_prep.video import (
     DecodeError,
     DecodeLimits,
@@ -190,16 +191,24 @@ def measure_viewpoint(clip: Clip, settings: Settings) -> None:
     if broken_rule(clip.scores, settings.thresholds) is not None and not settings.all_stages:
         return
     pairs = [
-        pair_geometry(tracks, first, second, settings.pair_tolerance, settings.seed)
-        for first, second in wide_pairs(tracks)
-    ]
+        pair_geometry(
+            *pair_points(tracks, grays, pair, settings.pair_tolerance, settings.seed),
+            tracks.size, settings.pair_tolerance, settings.seed,
+        )
+        for pair in wide_pairs(tracks)
+    ]  # fmt: skip
     if not pairs:  # points are lost too fast for any geometry
-        clip.scores |= {"rigid_track_share": 0.0, "parallax_share": 0.0, "turn_residual": 0.0}
-        return
+        pairs = [PairGeometry(0.0, 0.0, 0.0, 0.0)]
+
+    def quantile(name: str, q: float) -> float:
+        return round(float(np.quantile([getattr(pair, name) for pair in pairs], q)), 4)
+
+    # parallax may come and go with the speed of the camera; the rest has to hold most of the time
     clip.scores |= {
-        "rigid_track_share": round(float(np.median([p.epipolar_share for p in pairs])), 4),
-        "parallax_share": round(float(np.quantile([p.parallax_share for p in pairs], 0.75)), 4),
-        "turn_residual": round(float(np.quantile([p.turn_residual for p in pairs], 0.75)), 3),
+        "parallax_share": quantile("parallax_share", 0.75),
+        "parallax_spread": quantile("parallax_spread", 0.75),
+        "turn_residual": quantile("turn_residual", 0.5),
+        "rigid_track_share": quantile("rigid_share", 0.5),
     }
 
 

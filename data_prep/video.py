@@ -27,13 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.runners import die_with_parent
-from data_prep.tracking import (
+from data_prep.epipolar import (
     fit_fundamental,
     fit_homography,
     homography_error,
     sampson_error,
 )
+from data_prep.runners import die_with_parent
 
 SHORT_SIDE = 480
 FRAME_GAP_S = 0.049  # 30 fps -> every 2nd frame, 25 and 24 fps too, 50 and 60 fps -> every 3rd
