@@ -63,8 +63,8 @@ Examples:
 @click.option(
     "--trajectory", required=True, metavar="MOVE_OR_FILE",
     help="orbit, spiral, forward, dolly_zoom, lemniscate or look_around (scaled by the depth of "
-    "the first reference), or a file of cameras: transforms.json, CSV (x, y, z, qw, qx, qy, qz), "
-    "COLMAP folder.",
+    "the first reference); interpolate (a smooth path through the references); or a file of "
+    "cameras: transforms.json, CSV (x, y, z, qw, qx, qy, qz), COLMAP folder.",
 )  # fmt: skip
 @click.option(
     "--checkpoint", type=_PATH, required=True, metavar="DIR",
@@ -73,7 +73,8 @@ Examples:
 @click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
 @click.option(
     "--views", type=int, default=None, metavar="N",
-    help="How many views [default: 8; all cameras of a FILE].",
+    help="How many views [default: 8; all cameras of a FILE]. More than a FILE has: a smooth path "
+    "through its cameras.",
 )  # fmt: skip
 @click.option(
     "--reference", "references", multiple=True, metavar="INDEX_OR_NAME",
@@ -128,8 +129,8 @@ def generate(output: Path, **options: object) -> None:
 
     The reference is warped to every camera through its depth; the model fills what the warp
     leaves open. OUTPUT holds views/, warps/, masks/ (white = known), inpainted/ (the warp filled
-    by OpenCV, for comparison), transforms.json, contact_sheet.png, video.mp4, run.json, and
-    metrics.json when the truth is known.
+    by OpenCV, for comparison), transforms.json, contact_sheet.png, cameras.png, video.mp4,
+    report.html, run.json, and metrics.json when the truth is known.
     """
     from see3d_jax.pipelines.export import ROUNDS, check_output_folder, write_generated
     from see3d_jax.pipelines.generation import generate as run
@@ -138,6 +139,8 @@ def generate(output: Path, **options: object) -> None:
     rounds = output / ROUNDS if options["views_per_round"] else None
     result = run(**options, rounds_folder=rounds)
     written = write_generated(result, output)
+    for warning in result.run["warnings"]:
+        click.echo(f"note: {warning}", err=True)
     if result.metrics is not None:
         click.echo("PSNR against the truth (dB):  all   known   hole")
         for name, scores in result.metrics["methods"].items():

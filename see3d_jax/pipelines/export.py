@@ -7,7 +7,8 @@
     enlarged/             after super-resolution, if asked for: views/ and their transforms.json
     transforms.json       nerfstudio cameras of views and references    splits.json  held-out views
     sparse/0/             the same cameras as a COLMAP text model, without points
-    report.html           the same for reading: contact sheet, scores, rounds
+    report.html           the same for reading: contact sheet, cameras, scores, rounds, warnings
+    cameras.png           where the cameras are, among the points of the references
     contact_sheet.png video.mp4 run.json metrics.json (when the true images are known)
 
 The folder appears whole or not at all. transforms.json names no `mask_path`: there, nerfstudio and
@@ -30,6 +31,7 @@ from see3d_jax.geometry.cameras import Camera
 from see3d_jax.geometry.colmap_files import write_colmap
 from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import contact_sheet, write_image, write_mp4
+from see3d_jax.pipelines.camera_plot import plot_cameras, scene_points
 from see3d_jax.pipelines.generation import Generated
 
 COMMAND = "see3d generate"  # in run.json: how a folder is known to be ours
@@ -89,7 +91,12 @@ def write_generated(result: Generated, output: str | os.PathLike[str]) -> Path:
             _write_enlarged(result.enlarged, result.cameras, folder / "enlarged", stems)
         sheet = _sheet(result)
         write_image(folder / "contact_sheet.png", sheet)
-        _write_report(result, folder / "report.html", sheet)
+        plot = plot_cameras(
+            result.reference_cameras, result.cameras,
+            *scene_points(result.references, result.reference_depths, result.reference_cameras),
+        )  # fmt: skip
+        write_image(folder / "cameras.png", plot)
+        _write_report(result, folder / "report.html", sheet, plot)
         write_mp4(folder / "video.mp4", _slow(result.views), fps=1 / _VIDEO_SECONDS_PER_VIEW)
         write_json(
             folder / "run.json",
@@ -143,8 +150,13 @@ def _write_enlarged(images: np.ndarray, cameras: Camera, folder: Path, stems: li
     )
 
 
-def _write_report(result: Generated, file: Path, sheet: np.ndarray) -> None:
-    parts = [html.paragraph(_note(result)), html.section("Views", html.image(sheet, "by stage"))]
+def _write_report(result: Generated, file: Path, sheet: np.ndarray, plot: np.ndarray) -> None:
+    parts = [
+        html.paragraph(_note(result)),
+        *(html.paragraph(f"Note: {warning}.") for warning in result.run["warnings"]),
+        html.section("Views", html.image(sheet, "by stage")),
+        html.section("Cameras", html.image(plot, "from above, from the side; given views in red")),
+    ]
     if result.metrics is not None:
         regions = ("all", "known", "hole")
         rows = [
@@ -155,7 +167,7 @@ def _write_report(result: Generated, file: Path, sheet: np.ndarray) -> None:
     fields = ("views", "anchors", "known_share", "known_by_references")
     rows = [[done[field] for field in fields] for done in result.run["rounds"]]
     parts.append(html.section("Rounds", html.table(fields, rows)))
-    rows = [[key, value] for key, value in result.run.items() if key != "rounds"]
+    rows = [[key, value] for key, value in result.run.items() if key not in ("rounds", "warnings")]
     parts.append(html.section("Settings", html.table(["setting", "value"], rows)))
     html.write_page(file, "Generated views", *parts)
 

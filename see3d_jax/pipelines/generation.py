@@ -27,12 +27,19 @@ import numpy as np
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, stack
 from see3d_jax.geometry.scene_files import read_transforms
-from see3d_jax.geometry.trajectories import MOVES, focus_distance, from_file, make_trajectory
+from see3d_jax.geometry.trajectories import (
+    MOVES,
+    focus_distance,
+    from_file,
+    interpolate,
+    make_trajectory,
+)
 from see3d_jax.media import image_size, read_image
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
 from see3d_jax.pipelines.depth import reference_depths, stereo_estimate
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
+from see3d_jax.pipelines.path_checks import path_warnings
 from see3d_jax.pipelines.pretrained import load_model
 from see3d_jax.pipelines.rounds import DepthEstimator, run_rounds
 from see3d_jax.pipelines.superres import FACTOR, enlarge_views, load_superres
@@ -40,6 +47,7 @@ from see3d_jax.pipelines.warps import SUPERSAMPLE, View, resize_depth
 
 DEFAULT_FOV = 55.0  # degrees, horizontal: between a phone's main camera (65) and its zoom (45)
 DEFAULT_VIEWS = 8
+INTERPOLATE = "interpolate"  # the trajectory through the references
 _GROUPS_PER_ROUND = 1 << 16  # more than there are: every group has noise of its own
 
 
@@ -108,12 +116,14 @@ def generate(
       source: a photo, or a scene folder (see `pipelines.inputs.load_scene`). A photo that is a
         frame of the `trajectory` file takes its camera from there; otherwise its camera is the
         origin of the world, with the horizontal field of view `fov`.
-      trajectory: a move around the first reference (`geometry.trajectories.MOVES`), or a file of
-        cameras: transforms.json, CSV, COLMAP folder.
+      trajectory: a move around the first reference (`geometry.trajectories.MOVES`); "interpolate",
+        a smooth path through two or more references; or a file of cameras: transforms.json, CSV,
+        COLMAP folder.
       checkpoint: workdir of a training run, or folder of converted released weights.
       depth: planar depth of the first reference, of its size. Where the source has none either,
         it is estimated by stereo between two or more references.
-      views: how many; default 8, or every camera of the file but those of the references.
+      views: how many; default 8, or every camera of the file but those of the references. More
+        than the file has: the file's cameras are keyframes of a smooth path.
       references: indices or names of the source's frames to start from; default the first.
       steps, guidance: of the sampler; guidance defaults to what the model was evaluated with.
       sampler, unet: see `pretrained.load_model`.
@@ -149,7 +159,7 @@ def generate(
     images, cameras = _load_references(scene, chosen, largest)
     depths, depth_from = reference_depths(scene, chosen, images, cameras, largest)
     given_files = [scene.image_paths[i] for i in chosen]
-    path = _camera_path(trajectory, cameras[0], depths[0], given_files, views)
+    path = _camera_path(trajectory, cameras, depths[0], given_files, views)
     path = [path[i].resized(width, height) for i in range(len(path.intrinsics))]
     file = _transforms_file(trajectory)
     own = file is not None and file.parent.resolve() == scene.root.resolve()
@@ -172,8 +182,9 @@ def generate(
         first = number * _GROUPS_PER_ROUND
         return sample_groups(model, clean, warps, masks, steps, guidance, seed, first)
 
+    known_views = [View(*parts) for parts in zip(images, depths, cameras, strict=True)]
     rounds = run_rounds(
-        [View(*parts) for parts in zip(images, depths, cameras, strict=True)], targets,
+        known_views, targets,
         views_per_round or len(path), fill,
         depth_estimator or DepthEstimator(stereo_estimate, has_scale=True),
         folder=rounds_folder and Path(rounds_folder), settings=settings,
@@ -206,21 +217,23 @@ def generate(
         }  # fmt: skip
         metrics = score(true_images, masks, candidates)
         clock.lap("score")
+    names = tuple(scene.names[i] for i in chosen)
     return Generated(
         views=result, generated=generated, composited=composited, cameras=targets,
         warps=warps, masks=masks, depths=warp_depths, inpainted=inpainted,
         references=given, reference_cameras=stack(small),
         reference_depths=np.stack([resize_depth(d, width, height) for d in depths]),
-        reference_names=tuple(scene.names[i] for i in chosen),
+        reference_names=names,
         enlarged=enlarged, truth=true_images, metrics=metrics,
         run={
             "input": str(source), "depth": depth and str(depth), "depth_from": depth_from,
             "trajectory": trajectory, "checkpoint": str(checkpoint), "model": model.name,
             "sampler": sampler, "truth": truth and str(truth), "sr": sr and str(sr),
-            "references": [scene.names[i] for i in chosen], "fov": fov, "steps": steps,
+            "references": list(names), "fov": fov, "steps": steps,
             "guidance": guidance, "composite": composite, "seed": seed,
             "width": width, "height": height, "num_views": len(path),
             "known_share": round(float(masks.mean()), 4), "views_per_round": views_per_round,
+            "warnings": path_warnings(known_views, list(names), targets, masks),
             "rounds": [done.report for done in rounds], "seconds": clock.laps,
             "jax_backend": jax.default_backend(),
         },
@@ -326,11 +339,17 @@ def _load_references(
 
 
 def _camera_path(
-    trajectory: str, first: Camera, depth: np.ndarray, given: list[Path], views: int | None
-) -> Camera:
-    """The cameras to generate: a move around the first reference, or those of a file."""
+    trajectory: str, references: list[Camera], depth: np.ndarray, given: list[Path],
+    views: int | None,
+) -> Camera:  # fmt: skip
+    """The cameras to generate: a move around the first reference, through all, or of a file."""
+    first = references[0]
     if trajectory in MOVES:
         return make_trajectory(trajectory, first, focus_distance(depth), views or DEFAULT_VIEWS)
+    if trajectory == INTERPOLATE:
+        if len(references) < 2:
+            raise InputError("--trajectory interpolate: needs two or more --reference frames")
+        return interpolate(stack(references), views or DEFAULT_VIEWS)
     file = _transforms_file(trajectory)
     if file is not None:
         path = _cameras_of_file(file, given, (first.width, first.height))
@@ -338,9 +357,12 @@ def _camera_path(
         path = from_file(trajectory, first)
     else:
         raise InputError(
-            f"--trajectory {trajectory}: neither one of {', '.join(MOVES)} nor an existing file"
+            f"--trajectory {trajectory}: neither one of {', '.join((*MOVES, INTERPOLATE))} nor an "
+            "existing file"
         )
     count = len(path.intrinsics)
+    if views is not None and views > count > 1:
+        return interpolate(path, views)
     if views is not None and views < count:
         path = path[np.linspace(0, count - 1, views).round().astype(int)]
     return path

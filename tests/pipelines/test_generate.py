@@ -84,8 +84,8 @@ def test_result_folder_holds_what_it_promises_and_opens_as_a_scene(scene, model,
     for name in ("views", "generated", "composited", "warps", "masks", "inpainted"):
         assert len(list((out / name).glob("*.png"))) == n
     assert {p.name for p in out.iterdir() if p.is_file()} == {
-        "contact_sheet.png", "metrics.json", "report.html", "run.json", "splits.json",
-        "transforms.json", "video.mp4",
+        "cameras.png", "contact_sheet.png", "metrics.json", "report.html", "run.json",
+        "splits.json", "transforms.json", "video.mp4",
     }  # fmt: skip
     report = (out / "report.html").read_text()
     known = result.metrics["methods"]["raw_warp"]["known"]["psnr"]
@@ -271,6 +271,42 @@ def test_a_failure_while_writing_keeps_the_old_result(scene, model, tmp_path, mo
         write_generated(result, out)
     assert sorted(p.relative_to(out) for p in out.rglob("*")) == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_paths_through_references_and_through_keyframes(scene, model, tmp_path) -> None:
+    through = run(scene, trajectory="interpolate", references=(0, 6), views=3)
+    assert [loaded.shape[0] for loaded in (through.views, through.references)] == [3, 2]
+    ends = np.asarray(through.cameras.world_to_camera)[[0, 2]]
+    np.testing.assert_allclose(ends, through.reference_cameras.world_to_camera, atol=1e-5)
+    assert through.masks[[0, 2]].mean() > 0.7  # on the photos: all but edges is known
+    with pytest.raises(InputError, match="two or more --reference"):
+        run(scene, trajectory="interpolate")
+    keys = tmp_path / "keys.csv"
+    keys.write_text("x,y,z,qw,qx,qy,qz\n0,0,0,1,0,0,0\n0.2,0,0,1,0,0,0\n")
+    spline = run(scene, trajectory=str(keys), views=5)
+    centres = np.linalg.inv(np.asarray(spline.cameras.world_to_camera))[:, :3, 3]
+    np.testing.assert_allclose(centres[:, 0], [0, 0.05, 0.1, 0.15, 0.2], atol=1e-6)
+
+
+def test_odd_paths_and_depths_are_named_in_the_report(scene, model, tmp_path) -> None:
+    depth = load_depth(load_scene(scene), 0)
+    depth[:16] = np.nan
+    np.save(tmp_path / "depth.npy", depth)
+    path = tmp_path / "path.csv"
+    far = float(np.nanmax(depth)) * 1.5  # through the wall that the photo shows
+    rows = [f"0,0,{z},1,0,0,0" for z in (0.0, far, far)] + ["0,0,0,0,0,1,0"]  # ..., and around
+    path.write_text("x,y,z,qw,qx,qy,qz\n" + "\n".join(rows) + "\n")
+    result = generate(
+        scene / "images/00000.png", depth=tmp_path / "depth.npy", trajectory=str(path),
+        checkpoint="unused", steps=1,
+    )  # fmt: skip
+    unknown, wall, hole = result.run["warnings"]
+    assert "25% of its pixels have no depth" in unknown and "reference 00000" in unknown
+    assert wall.startswith("views 1-2: the camera stands behind a surface")
+    assert hole.startswith("views 1-3: nothing that is given")
+    report = (write_generated(result, tmp_path / "out") / "report.html").read_text()
+    assert all(part in report for part in ("25% of its pixels", "through a wall", "all hole"))
+    assert run(scene, views=2, steps=1).run["warnings"] == []
 
 
 def test_views_are_enlarged_into_a_scene_of_their_own(scene, model, tmp_path, monkeypatch) -> None:
