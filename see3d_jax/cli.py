@@ -51,8 +51,9 @@ Examples:
 )
 @click.option(
     "--input", "source", type=_PATH, required=True, metavar="PHOTO_OR_FOLDER",
-    help="One photo (give --depth), or a folder with transforms.json, a COLMAP model or an "
-    "INRIA cameras.json.",
+    help="One photo (give --depth), a folder with transforms.json, a COLMAP model or an INRIA "
+    "cameras.json, or a folder of photos alone: their cameras are found (pycolmap) and kept in "
+    "OUTPUT_cameras.",
 )  # fmt: skip
 @click.option(
     "--depth", type=_PATH, metavar="FILE",
@@ -78,7 +79,8 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--reference", "references", multiple=True, metavar="INDEX_OR_NAME",
-    help="Frame(s) of a folder to start from; repeat for several [default: the first].",
+    help="Frame(s) of a folder to start from; repeat for several [default: the "
+    "first, with two neighbours where depth has to come from stereo].",
 )  # fmt: skip
 @click.option(
     "--fov", type=float, default=None, metavar="DEGREES",
@@ -134,10 +136,11 @@ def generate(output: Path, **options: object) -> None:
     """
     from see3d_jax.pipelines.export import ROUNDS, check_output_folder, write_generated
     from see3d_jax.pipelines.generation import generate as run
+    from see3d_jax.pipelines.sfm import beside
 
     check_output_folder(output)
     rounds = output / ROUNDS if options["views_per_round"] else None
-    result = run(**options, rounds_folder=rounds)
+    result = run(**options, rounds_folder=rounds, cameras_folder=beside(output))
     written = write_generated(result, output)
     for warning in result.run["warnings"]:
         click.echo(f"note: {warning}", err=True)
@@ -159,7 +162,8 @@ Examples:
 )
 @click.option(
     "--input", "source", type=_PATH, required=True, metavar="DIR",
-    help="Posed views: nerfstudio transforms.json or a COLMAP folder.",
+    help="Posed views (nerfstudio transforms.json, COLMAP model, INRIA cameras.json), or photos "
+    "alone: their cameras are found (pycolmap) and kept in OUTPUT_cameras.",
 )  # fmt: skip
 @click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
 @click.option("--steps", type=int, default=None, help="Optimisation steps.")

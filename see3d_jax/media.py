@@ -74,6 +74,22 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def upright_jpeg(
+    path: str | os.PathLike[str], target: str | os.PathLike[str], max_side: int
+) -> None:
+    """Copies a picture as a JPEG: upright, no side above `max_side`, with what the camera noted.
+
+    Among the EXIF entries kept is the focal length; the orientation is dropped, it is applied.
+    """
+    pixels = read_image(path)
+    with _open(path) as opened:
+        exif = ImageOps.exif_transpose(opened).getexif()
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    with atomic_path(target) as temporary:
+        picture.save(temporary, "JPEG", quality=95, subsampling=0, exif=exif)
+
+
 def _open(path: str | os.PathLike[str]) -> Image.Image:
     if Path(path).suffix.lower() == ".heic":
         try:

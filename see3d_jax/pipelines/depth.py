@@ -14,7 +14,7 @@ import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, stack
-from see3d_jax.geometry.multiview import stereo_depth
+from see3d_jax.geometry.multiview import choose_sources, stereo_depth
 from see3d_jax.pipelines.inputs import Scene, load_depth
 from see3d_jax.pipelines.warps import View
 
@@ -50,6 +50,21 @@ def reference_depths(
             "give --depth FILE"
         )
     return _enlarged(found, height, width), "stereo"
+
+
+def stereo_references(scene: Scene) -> list[int]:
+    """Frames to start from when none are named: the first, with two neighbours if stereo needs any.
+
+    Neighbours share the first frame's size and direction of view and stand closest to it.
+    """
+    first = scene.cameras[0]
+    same = [
+        i for i, c in enumerate(scene.cameras) if (c.width, c.height) == (first.width, first.height)
+    ]
+    if scene.depth_paths is not None or len(same) < 2:
+        return [0]
+    sources = choose_sources(stack([scene.cameras[i] for i in same]))[0]
+    return [0, *(same[i] for i in sources[:2])]
 
 
 def stereo_estimate(new: list[View], existing: list[View]) -> np.ndarray:

@@ -36,12 +36,13 @@ from see3d_jax.geometry.trajectories import (
 )
 from see3d_jax.media import image_size, read_image
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
-from see3d_jax.pipelines.depth import reference_depths, stereo_estimate
+from see3d_jax.pipelines.depth import reference_depths, stereo_estimate, stereo_references
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
 from see3d_jax.pipelines.path_checks import path_warnings
 from see3d_jax.pipelines.pretrained import load_model
 from see3d_jax.pipelines.rounds import DepthEstimator, run_rounds
+from see3d_jax.pipelines.sfm import open_scene
 from see3d_jax.pipelines.superres import FACTOR, enlarge_views, load_superres
 from see3d_jax.pipelines.warps import SUPERSAMPLE, View, resize_depth
 
@@ -108,12 +109,13 @@ def generate(
     depth_estimator: DepthEstimator | None = None,
     rounds_folder: str | os.PathLike[str] | None = None,
     sr: str | os.PathLike[str] | None = None,
+    cameras_folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Generated:
     """Generates views along a camera path from one photo with depth, or from posed views.
 
     Args:
-      source: a photo, or a scene folder (see `pipelines.inputs.load_scene`). A photo that is a
+      source: a photo, or a scene folder (see `pipelines.sfm.open_scene`). A photo that is a
         frame of the `trajectory` file takes its camera from there; otherwise its camera is the
         origin of the world, with the horizontal field of view `fov`.
       trajectory: a move around the first reference (`geometry.trajectories.MOVES`); "interpolate",
@@ -124,7 +126,8 @@ def generate(
         it is estimated by stereo between two or more references.
       views: how many; default 8, or every camera of the file but those of the references. More
         than the file has: the file's cameras are keyframes of a smooth path.
-      references: indices or names of the source's frames to start from; default the first.
+      references: indices or names of the source's frames to start from; default the first, and
+        its neighbours where depth has to come from stereo.
       steps, guidance: of the sampler; guidance defaults to what the model was evaluated with.
       sampler, unet: see `pretrained.load_model`.
       size: side of the square whose area the views have; default that of the training images.
@@ -136,6 +139,8 @@ def generate(
       depth_estimator: of new views between rounds; default stereo with what exists.
       rounds_folder: where finished rounds are kept, so that a run that was killed goes on there.
       sr: weights for a last pass that enlarges the result by two (`pipelines.superres`).
+      cameras_folder: where the cameras of a folder of unposed photos are kept (`pipelines.sfm`);
+        default: such folders are refused.
       seed: same seed, same views.
 
     Raises InputError for anything wrong with these, naming it.
@@ -145,7 +150,7 @@ def generate(
         fov=fov,
     )  # fmt: skip
     clock = _Clock()
-    scene = _open_source(Path(source), depth, trajectory, fov)
+    scene = _open_source(Path(source), depth, trajectory, fov, cameras_folder)
     chosen = _choose_references(scene, references, depth)
     model = load_model(checkpoint, unet=unet, references=len(chosen), sampler=sampler)
     enlarger = None if sr is None else load_superres(sr, sampler)
@@ -257,13 +262,14 @@ def _check_numbers(**values: float | None) -> None:
 
 
 def _open_source(
-    source: Path, depth: str | os.PathLike[str] | None, trajectory: str, fov: float | None
-) -> Scene:
+    source: Path, depth: str | os.PathLike[str] | None, trajectory: str, fov: float | None,
+    cameras_folder: str | os.PathLike[str] | None,
+) -> Scene:  # fmt: skip
     """The given photo or folder as a Scene; one photo is a scene of one view."""
     if not source.exists():
         raise InputError(f"{source}: no such photo or folder")
     if source.is_dir() or source.suffix == ".json":
-        scene = load_scene(source)
+        scene = open_scene(source, cameras_folder)
     else:
         scene = _scene_of_photo(source, trajectory, fov)
     if depth is not None:
@@ -300,6 +306,8 @@ def _scene_of_photo(photo: Path, trajectory: str, fov: float | None) -> Scene:
 def _choose_references(
     scene: Scene, references: Sequence[int | str], depth: str | os.PathLike[str] | None
 ) -> list[int]:
+    if not references and depth is None:
+        return stereo_references(scene)
     chosen = []
     for wanted in references or (0,):
         text = str(wanted)

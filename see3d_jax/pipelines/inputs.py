@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,31 +78,24 @@ def load_scene(folder: str | os.PathLike[str]) -> Scene:
     Raises InputError naming what is missing: the cameras, an image, a depth map, a bad split.
     """
     root = Path(folder)
-    if root.suffix == ".json":
-        cameras_file, root = root, root.parent
-    else:
-        cameras_file = root / "transforms.json"
+    source = root if root.suffix == ".json" else _camera_source(root)
+    root = root.parent if root.suffix == ".json" else root
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    if cameras_file.is_file() and cameras_file.name == "cameras.json":
-        posed = read_inria_cameras(cameras_file)
-        source, image_folders = cameras_file, (root / "images", root)
-    elif cameras_file.is_file():
-        posed = read_transforms(cameras_file)
-        source, image_folders = cameras_file, (root,)
-    elif (model := find_colmap_model(root)) is not None:
-        posed = read_colmap(model)
-        source, image_folders = model, (root / "images", root)
-    elif (root / "cameras.json").is_file():
-        return load_scene(root / "cameras.json")
-    else:
+    if source is None:
         raise InputError(
             f"{root}: no cameras found; expected transforms.json (nerfstudio), sparse/0 (COLMAP) "
             "or cameras.json (INRIA)"
         )
+    if source.suffix == ".json":
+        inria = source.name == "cameras.json"
+        posed = (read_inria_cameras if inria else read_transforms)(source)
+        image_folders = (root / "images", root) if inria else (root,)
+    else:
+        posed, image_folders = read_colmap(source), (root / "images", root)
     return Scene(
         root=root,
-        names=_unique_names(posed.files),
+        names=unique_names(posed.files),
         image_paths=_existing(posed.files, image_folders, source, "image"),
         cameras=posed.cameras,
         depth_paths=posed.depth_files and _existing(posed.depth_files, (root,), source, "depth"),
@@ -111,6 +105,20 @@ def load_scene(folder: str | os.PathLike[str]) -> Scene:
         splits=_read_splits(root / "splits.json", posed),
         observations=posed.observations,
     )
+
+
+def has_cameras(folder: Path) -> bool:
+    """Whether the folder holds any of the camera files that `load_scene` reads."""
+    return _camera_source(folder) is not None
+
+
+def _camera_source(root: Path) -> Path | None:
+    """The camera file, or folder of a COLMAP model, that counts for a scene folder."""
+    if (root / "transforms.json").is_file():
+        return root / "transforms.json"
+    if (model := find_colmap_model(root)) is not None:
+        return model
+    return root / "cameras.json" if (root / "cameras.json").is_file() else None
 
 
 def load_images(
@@ -257,7 +265,8 @@ def _existing(
     return tuple(found)
 
 
-def _unique_names(files: tuple[str, ...]) -> tuple[str, ...]:
+def unique_names(files: Sequence[str]) -> tuple[str, ...]:
+    """The stems of files, numbered when some are the same."""
     stems = [Path(file).stem for file in files]
     if len(set(stems)) == len(stems):
         return tuple(stems)

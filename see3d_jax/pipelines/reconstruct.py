@@ -27,7 +27,8 @@ from see3d_jax.files import atomic_path, write_json
 from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.transforms import nearest_rotation
 from see3d_jax.media import contact_sheet, to_uint8, write_image, write_mp4
-from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_mask, load_scene
+from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_mask
+from see3d_jax.pipelines.sfm import beside, open_scene
 from see3d_jax.splatting import seeds
 from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
 from see3d_jax.splatting.formats import write_ply
@@ -65,7 +66,8 @@ def reconstruct(
     """Fits a Gaussian scene to a folder of posed views and writes the files described above.
 
     Args:
-      input_dir: scene folder (see `pipelines.inputs.load_scene`).
+      input_dir: scene folder, or unposed photos: their cameras are then found and kept in
+        OUTPUT_cameras (see `pipelines.sfm`).
       output_dir: result folder; an earlier result of this command is replaced.
       steps: optimisation steps, one view each.
       num_gaussians: how many Gaussians the scene may grow to.
@@ -82,7 +84,7 @@ def reconstruct(
     _check_options(steps, num_gaussians, max_size, sh_degree, seed, orbit_frames)
     output = Path(output_dir)
     _check_output_folder(output)
-    scene = load_scene(input_dir)
+    scene = open_scene(input_dir, beside(output))
     train_indices, test_indices = _split(scene)
     train = _load_views(scene, train_indices, max_size)
     test = _load_views(scene, test_indices, max_size)
