@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import depth_align, input_pipeline, loop, solvers, train_step, unet, warp
+from benchmarks import depth_align, input_pipeline, loop, solvers, stereo, train_step, unet, warp
 from see3d_jax.data.mixture import DataSource, Mixture
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix
@@ -174,3 +174,24 @@ def test_the_loop_report_says_what_each_round_lost(tmp_path):
     assert np.isfinite([numbers["drift_db"], numbers["first_minus_last_db"]]).all()
     with pytest.raises(InputError, match="at least 4 posed"):
         loop.true_views(tmp_path, 4, 64)
+
+
+def test_stereo_of_real_photos_is_within_the_agreed_errors(shared):
+    pair = stereo.pair_errors(shared / "data/stereo/motorcycle")
+    assert pair["median_rel_error"] < 0.01 and pair["bad_share"] < 0.08
+    assert pair["known_share"] > 0.75
+    castle = stereo.scene_errors(shared / "data/posed/sceaux_castle", views=1)
+    assert castle["against"] == "points" and castle["median_rel_error"] < 0.01
+
+
+@pytest.mark.slow
+def test_stereo_of_the_fox_is_within_the_agreed_error_of_sparse_points(shared):
+    pytest.importorskip("pycolmap")
+    fox = stereo.scene_errors(shared / "data/posed/fox")
+    assert fox["worst_view_rel_error"] < 0.05 and fox["known_share"] > 0.7
+
+
+@pytest.mark.slow
+def test_stereo_of_the_room_is_within_the_agreed_error(shared):
+    room = stereo.scene_errors(shared / "data/rendered/room")
+    assert room["worst_view_rel_error"] < 0.03 and room["known_share"] > 0.6

@@ -4,13 +4,15 @@ For each view, planes of equal steps of inverse depth are swept through space. A
 brings the other views onto this one, and windows are compared by normalised cross-correlation,
 which does not mind exposure. The best half of the views counts, for the rest may be occluded.
 Semi-global aggregation along four directions fills in where texture is weak; a parabola gives
-fractions of a plane. What no other view's depth confirms is unknown.
+fractions of a plane. What no other view's depth confirms is unknown, and so are specks.
 Cameras: OpenCV axes, world→camera, pixel centres at +0.5, planar depth, 0 = unknown.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +24,22 @@ Array = jax.Array
 _WINDOW = 5  # pixels, of the cross-correlation
 _STEP, _JUMP = 0.02, 0.2  # penalties of one plane and of any other change; costs are 0 to 1
 _MAX_SOURCES = 4
-_NEAREST = 0.4  # of the image width: the largest disparity that is tried
+_NEAREST = 3.0  # image widths: the largest disparity (against infinity) that is tried
+_MAX_PLANES = 256
 _AGREE = 0.03  # relative difference of depths that confirm each other
 
 
 def stereo_depth(
-    images: np.ndarray, cameras: Camera, planes: int = 128, near: float | None = None,
-    far: float | None = None,
+    images: np.ndarray, cameras: Camera, planes: int | None = None,
+    ranges: Sequence[tuple[float, float] | None] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Depth of V ≥ 2 posed views of one size.
 
     Args:
       images: [V, h, w, 3] float in [0, 1]; cameras: batch [V].
-      planes: how many depths are tried.
-      near, far: range of planar depth; by default from the distances between cameras, as far as a
-        pixel of disparity reaches.
+      planes: how many depths are tried; by default one per pixel of disparity, 64 to 256.
+      ranges: per view (nearest, farthest) planar depth; None: what another view can see of it, as
+        far as a pixel of disparity reaches.
 
     Returns [V, h, w] float32, 0 where no other view confirms the depth. Views that look elsewhere
     than all others (more than 60° away) come out all 0. Raises ValueError for shapes that do not
@@ -50,18 +53,21 @@ def stereo_depth(
         )
     grey = jnp.asarray(np.asarray(images, np.float32).mean(-1))
     sources = choose_sources(cameras)
-    depths = []
-    for view in range(count):
-        if not sources[view]:
-            depths.append(np.zeros(grey.shape[1:], np.float32))
-            continue
-        # one number of sources for all views means one compiled program; repeats change nothing
-        most = max(len(chosen) for chosen in sources)
+    usable = [view for view in range(count) if sources[view]]
+    swept = {
+        view: sweep_range(cameras, view, sources[view], ranges and ranges[view]) for view in usable
+    }
+    # one number of sources and planes for all views means one compiled program; a repeated source
+    # changes nothing
+    most = max((len(chosen) for chosen in sources), default=0)
+    planes = planes or max((_planes(swept[view]) for view in usable), default=0)
+    depths = [jnp.zeros(grey.shape[1:])] * count
+    for view in usable:
         chosen = np.resize(sources[view], most)
-        low, high = sweep_range(cameras, view, sources[view], near, far)
-        inverse = jnp.linspace(low, high, planes)
-        depths.append(_sweep(grey[view], grey[chosen], cameras[view], cameras[chosen], inverse))
-    return np.asarray(_confirmed(jnp.stack(depths), cameras))
+        inverse = jnp.linspace(swept[view].low, swept[view].high, planes)
+        depths[view] = _sweep(grey[view], grey[chosen], cameras[view], cameras[chosen], inverse)
+    confirmed = _confirmed(jnp.stack(depths), cameras)
+    return np.asarray(_tidied(confirmed))
 
 
 def choose_sources(cameras: Camera) -> list[list[int]]:
@@ -77,18 +83,52 @@ def choose_sources(cameras: Camera) -> list[list[int]]:
     return chosen
 
 
+@dataclasses.dataclass(frozen=True)
+class SweepRange:
+    """Inverse depths to sweep, and how many pixels of disparity one unit of them is."""
+
+    low: float
+    high: float
+    disparity: float
+
+
 def sweep_range(
-    cameras: Camera, view: int, sources: list[int], near: float | None, far: float | None
-) -> tuple[float, float]:
-    """(lowest, highest) inverse depth to sweep; raises ValueError when the range is empty."""
+    cameras: Camera, view: int, sources: list[int], given: tuple[float, float] | None = None
+) -> SweepRange:
+    """The range to sweep for one view: as `given` (nearest, farthest), or what its sources can see.
+
+    Of cameras side by side, what they can see begins where disparity reaches half a picture; of
+    cameras that turn towards a point, it begins well before that point, wherever that is.
+    Raises ValueError when the given range is empty.
+    """
     eyes = np.asarray(cameras.position)
     baseline = np.median(np.linalg.norm(eyes[sources] - eyes[view], axis=-1))
     disparity = float(baseline * np.asarray(cameras.intrinsics)[view, 0, 0])  # at depth 1
-    high = 1 / near if near else _NEAREST * cameras.width / disparity
-    low = 1 / far if far else 1.0 / disparity
-    if not 0 < low < high:
-        raise ValueError(f"stereo_depth: near {1 / high:.4g} must be less than far {1 / low:.4g}")
-    return low, high
+    if given is not None:
+        near, far = given
+        if not 0 < near < far:
+            raise ValueError(f"stereo_depth: near {near:.4g} must be less than far {far:.4g}")
+        return SweepRange(1 / far, 1 / near, disparity)
+    width, height = cameras.width, cameras.height
+    grid = np.stack(np.meshgrid(np.linspace(0.1, 0.9, 9), np.linspace(0.1, 0.9, 7)), -1)
+    pixels = grid.reshape(-1, 2) * [width, height]
+    inverse = np.geomspace(1 / disparity, _NEAREST * width / disparity, 100)
+    seen = np.zeros(len(inverse))
+    for source in sources:
+        a, b = (np.asarray(v) for v in relative_projection(cameras[view], cameras[source]))
+        ray = np.concatenate([pixels, np.ones_like(pixels[:, :1])], -1) @ a.T
+        q = ray + inverse[:, None, None] * b
+        at = q[..., :2] / np.maximum(q[..., 2:], 1e-9)
+        inside = (q[..., 2] > 1e-9) & (at > 0).all(-1) & (at < [width, height]).all(-1)
+        seen += inside.mean(-1)
+    enough = np.nonzero(seen >= 0.5 * seen.max())[0]
+    return SweepRange(1 / disparity, float(inverse[enough[-1]]), disparity)
+
+
+def _planes(swept: SweepRange) -> int:
+    """One per pixel of disparity, in steps of 32, so that few programs are compiled."""
+    pixels = (swept.high - swept.low) * swept.disparity
+    return int(np.clip(32 * np.ceil(pixels / 32), 64, _MAX_PLANES))
 
 
 @jax.jit
@@ -211,3 +251,29 @@ def _confirmed(depths: Array, cameras: Camera) -> Array:
         return jnp.where(agree & (own > 0), own, 0.0).reshape(height, width)
 
     return jnp.stack([confirm(view) for view in range(count)])
+
+
+@jax.jit
+@jax.vmap
+def _tidied(depth: Array) -> Array:
+    """Depth [h, w] without specks that were confirmed by chance, and with pinholes filled.
+
+    A pixel stays when a third of its neighbourhood has much the same depth. An unknown pixel gets
+    the mean of its neighbours when most of them are known and agree.
+    """
+
+    def around(values: Array, radius: int) -> Array:  # [n, h, w]
+        padded = jnp.pad(values, radius)
+        steps = range(2 * radius + 1)
+        height, width = values.shape
+        return jnp.stack([padded[i : i + height, j : j + width] for i in steps for j in steps])
+
+    near = around(depth, 3)
+    same = ((near > 0) & (jnp.abs(near - depth) < _AGREE * depth)).mean(0)
+    depth = jnp.where(same > 1 / 3, depth, 0.0)
+    near = around(depth, 2)
+    known = near > 0
+    mean = near.sum(0) / jnp.maximum(known.sum(0), 1)
+    agree = known & (jnp.abs(near - mean) < _AGREE * mean)
+    fill = (depth == 0) & (agree.mean(0) > 0.5) & (agree.sum(0) == known.sum(0))
+    return jnp.where(fill, mean, depth)

@@ -13,12 +13,13 @@ import cv2
 import numpy as np
 
 from see3d_jax.errors import InputError
-from see3d_jax.geometry.cameras import Camera, stack
+from see3d_jax.geometry.cameras import Camera, project, stack
 from see3d_jax.geometry.multiview import choose_sources, stereo_depth
 from see3d_jax.pipelines.inputs import Scene, load_depth
 from see3d_jax.pipelines.warps import View
 
 STEREO_SIDE = 320  # pixels, the longer side that stereo works at
+_FEW_POINTS = 50  # sparse points in a frame: fewer do not tell its range of depths
 _ENOUGH = 0.02  # share of a view that must have depth to be of use
 
 
@@ -42,7 +43,8 @@ def reference_depths(
             "frames that overlap, for stereo"
         )
     height, width = images[0].shape[:2]
-    found = np.stack(_stereo(images, cameras))
+    ranges = [point_range(scene, i) for i in chosen]
+    found = np.stack(stereo(images, cameras, ranges))
     if (found > 0).mean() < _ENOUGH:
         raise InputError(
             f"{scene.root}: stereo found no common surface in the references "
@@ -52,19 +54,21 @@ def reference_depths(
     return _enlarged(found, height, width), "stereo"
 
 
-def stereo_references(scene: Scene) -> list[int]:
+def stereo_references(scene: Scene, first: int = 0) -> list[int]:
     """Frames to start from when none are named: the first, with two neighbours if stereo needs any.
 
-    Neighbours share the first frame's size and direction of view and stand closest to it.
+    Neighbours have the first frame's size, look its way and stand closest to it.
     """
-    first = scene.cameras[0]
-    same = [
-        i for i, c in enumerate(scene.cameras) if (c.width, c.height) == (first.width, first.height)
-    ]
-    if scene.depth_paths is not None or len(same) < 2:
-        return [0]
-    sources = choose_sources(stack([scene.cameras[i] for i in same]))[0]
-    return [0, *(same[i] for i in sources[:2])]
+    if scene.depth_paths is not None:
+        return [first]
+    size = scene.cameras[first].width, scene.cameras[first].height
+    others = [
+        i for i, camera in enumerate(scene.cameras)
+        if i != first and (camera.width, camera.height) == size
+    ]  # fmt: skip
+    candidates = [first, *others]
+    sources = choose_sources(stack([scene.cameras[i] for i in candidates]))[0]
+    return [first, *(candidates[i] for i in sources[:2])]
 
 
 def stereo_estimate(new: list[View], existing: list[View]) -> np.ndarray:
@@ -73,20 +77,46 @@ def stereo_estimate(new: list[View], existing: list[View]) -> np.ndarray:
     In the units of the cameras; 0 where no other view confirms it, or none has another position.
     """
     views = [*new, *existing]
-    found = _stereo([view.image for view in views], [view.camera for view in views])[: len(new)]
+    found = stereo([view.image for view in views], [view.camera for view in views])[: len(new)]
     height, width = new[0].depth.shape
     return np.stack(_enlarged(found, height, width))
+
+
+def point_range(scene: Scene, index: int) -> tuple[float, float] | None:
+    """(nearest, farthest) depth of a frame by the sparse points seen in it, with a margin.
+
+    None when fewer than 50 are.
+    """
+    depths = point_depths(scene, index)[1]
+    if len(depths) < _FEW_POINTS:
+        return None
+    near, far = np.quantile(depths, [0.01, 0.99])
+    return float(near / 1.4), float(far * 2)  # surfaces without points tend to lie behind
+
+
+def point_depths(scene: Scene, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sparse points in front of a frame that saw them: pixels [K, 2] and planar depths [K]."""
+    if scene.observations is None or scene.points is None:
+        return np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
+    pixels, points = scene.observations[index]
+    _, depths = project(scene.cameras[index], scene.points[0][points])
+    depths = np.asarray(depths)
+    return pixels[depths > 0], depths[depths > 0]
 
 
 def _enlarged(depths: Sequence[np.ndarray], height: int, width: int) -> list[np.ndarray]:
     return [cv2.resize(d, (width, height), interpolation=cv2.INTER_NEAREST) for d in depths]
 
 
-def _stereo(images: list[np.ndarray], cameras: list[Camera]) -> list[np.ndarray]:
+def stereo(
+    images: list[np.ndarray],
+    cameras: list[Camera],
+    ranges: Sequence[tuple[float, float] | None] | None = None,
+) -> list[np.ndarray]:
     """Depth of each of two or more views of one aspect ratio, all at one small size."""
     height, width = images[0].shape[:2]
     shrink = min(1.0, STEREO_SIDE / max(height, width))
     small = max(1, round(width * shrink)), max(1, round(height * shrink))
     pictures = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in images]
     posed = stack([camera.resized(*small) for camera in cameras])
-    return list(stereo_depth(np.stack(pictures) / np.float32(255), posed))
+    return list(stereo_depth(np.stack(pictures) / np.float32(255), posed, ranges=ranges))

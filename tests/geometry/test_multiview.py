@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, pixel_grid, stack
-from see3d_jax.geometry.multiview import choose_sources, stereo_depth, sweep_range
+from see3d_jax.geometry.multiview import _tidied, choose_sources, stereo_depth, sweep_range
 
 H, W, FOCAL = 48, 64, 60
 K = intrinsics_matrix(FOCAL, FOCAL, W / 2, H / 2)
@@ -62,4 +62,24 @@ def test_unusable_input_is_named():
     with pytest.raises(ValueError, match="V ≥ 2"):
         stereo_depth(np.zeros((1, H, W, 3)), cameras[:1])
     with pytest.raises(ValueError, match="less than far"):
-        sweep_range(cameras, 0, [1], near=3.0, far=2.0)
+        sweep_range(cameras, 0, [1], (3.0, 2.0))
+
+
+def test_cameras_that_turn_to_a_point_are_swept_around_it():
+    """Far apart and turned inward, disparity against infinity exceeds the picture many times."""
+    for distance in (2.0, 5.0):
+        eyes = [(distance * np.sin(a), 0, -distance * np.cos(a)) for a in (-0.3, 0.3)]
+        cameras = stack([Camera(K, look_at(eye, (0, 0, 0)), W, H) for eye in eyes])
+        swept = sweep_range(cameras, 0, [1])
+        assert swept.low < 1 / distance < 0.9 * swept.high
+    assert sweep_range(cameras, 0, [1], (2.0, 4.0)).low == 0.25
+
+
+def test_specks_go_and_pinholes_are_filled():
+    depth = np.zeros((1, 20, 20), np.float32)
+    depth[0, 4:16, 4:16] = 2.0
+    depth[0, 8, 8] = 0.0
+    depth[0, 0, 18] = 3.0
+    tidied = np.asarray(_tidied(depth))[0]
+    assert tidied[8, 8] == 2.0 and tidied[0, 18] == 0.0
+    assert (tidied[6:14, 6:14] == 2.0).all() and (tidied > 0).sum() <= 144
