@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from see3d_jax.splatting.projection import MIN_ALPHA, Projected
 
 TILE = 8
+# With more Gaussians than this at exactly one depth, depths are sorted the slower way.
+MAX_TWINS = 8
 
 
 @jax.tree_util.register_dataclass
@@ -93,22 +95,34 @@ def count_pairs(projected: Projected, width: int, height: int, bands: int = 1) -
 def _depth_ranks(drawn: jax.Array, depths: jax.Array) -> jax.Array:
     """[N] int32: place of every drawn Gaussian in the order of depth (> 0), nearest first.
 
-    Gaussians that are not drawn come last, sharing one place.
+    Of equal depths the lower index comes first. Gaussians that are not drawn share the place N.
     """
+    number = depths.shape[0]
+    index = jnp.arange(number, dtype=jnp.int32)
     # Positive floats sort like their bits, and bare uint32 sort five times faster than floats.
-    infinite = jnp.float32(jnp.inf)
-    bits = jax.lax.bitcast_convert_type(jnp.where(drawn, depths, infinite), jnp.uint32)
-    ordered = jnp.sort(bits)
-    twins = (ordered[1:] == ordered[:-1]) & (ordered[1:] < infinite.view(jnp.uint32))
+    bits = jax.lax.bitcast_convert_type(jnp.where(drawn, depths, jnp.inf), jnp.uint32)
+    place = jnp.searchsorted(jnp.sort(bits), bits).astype(jnp.int32)
+
+    # Equal depths share their first place: all but the lowest index move on by one, and again.
+    def beaten(place: jax.Array) -> jax.Array:
+        lowest = jnp.full(number, number, jnp.int32).at[place].min(jnp.where(drawn, index, number))
+        return drawn & (lowest[place] != index)
+
+    def move_on(state: tuple) -> tuple:
+        turn, place, moving = state
+        place = place + moving
+        return turn + 1, place, beaten(place)
+
+    start = (jnp.int32(0), place, beaten(place))
+    _, place, moving = jax.lax.while_loop(
+        lambda state: state[-1].any() & (state[0] < MAX_TWINS), move_on, start
+    )
 
     def by_order(bits: jax.Array) -> jax.Array:
-        number = jnp.arange(bits.shape[0], dtype=jnp.int32)
-        return jnp.zeros_like(number).at[jnp.argsort(bits)].set(number)
+        return jnp.zeros_like(index).at[jnp.argsort(bits)].set(index)
 
-    def by_value(bits: jax.Array) -> jax.Array:
-        return jnp.searchsorted(ordered, bits).astype(jnp.int32)
-
-    return jax.lax.cond(twins.any(), by_order, by_value, bits)
+    place = jax.lax.cond(moving.any(), by_order, lambda _: place, bits)
+    return jnp.where(drawn, place, number)
 
 
 def _tile_spans(

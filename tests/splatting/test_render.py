@@ -210,6 +210,18 @@ def test_lists_are_in_depth_order_also_when_tile_and_rank_need_two_keys():
         assert (np.diff(depth[start : start + length]) >= 0).all()
 
 
+@pytest.mark.parametrize("twins", [1, 3, 40])
+def test_depth_ranks_are_those_of_a_stable_sort(twins):
+    rng = np.random.default_rng(twins)
+    depths = np.repeat(rng.uniform(1, 9, 200), twins).astype(np.float32)
+    rng.shuffle(depths)
+    drawn = rng.uniform(size=depths.size) < 0.8
+    ranks = np.asarray(jax.jit(binning._depth_ranks)(drawn, depths))
+    order = np.argsort(np.where(drawn, depths, np.inf), kind="stable")[: drawn.sum()]
+    np.testing.assert_array_equal(ranks[order], np.arange(drawn.sum()))
+    assert (ranks[~drawn] == depths.size).all()
+
+
 BANDS = """
 import jax, jax.numpy as jnp, numpy as np
 from see3d_jax.splatting.render import host_mesh, render_within
