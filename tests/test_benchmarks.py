@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import depth_align, input_pipeline, loop, solvers, stereo, train_step, unet, warp
+from benchmarks import (
+    depth_align,
+    input_pipeline,
+    loop,
+    solvers,
+    splatting,
+    stereo,
+    train_step,
+    unet,
+    warp,
+)
 from see3d_jax.data.mixture import DataSource, Mixture
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix
@@ -15,6 +25,7 @@ from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import write_image
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import abstract_unet, parameter_count
+from see3d_jax.splatting.render import render
 
 TINY = UNetConfig(
     model_channels=16,
@@ -195,3 +206,27 @@ def test_stereo_of_the_fox_is_within_the_agreed_error_of_sparse_points(shared):
 def test_stereo_of_the_room_is_within_the_agreed_error(shared):
     room = stereo.scene_errors(shared / "data/rendered/room")
     assert room["worst_view_rel_error"] < 0.03 and room["known_share"] > 0.6
+
+
+def test_the_splatting_report_has_its_agreed_names(monkeypatch, tmp_path):
+    small = {"NUMBERS": (200,), "SIDES": (32,), "REPEATS": 1, "FIT_STEPS": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(splatting, name, value)
+    result = CliRunner().invoke(splatting.app, ["--json", str(tmp_path / "out.json")])
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    agreed = ("200_32_forward_ms", "200_32_backward_ms", "200_32_backward_cpu_ms", "fit_step_ms")
+    assert all(numbers[name] > 0 for name in agreed)
+    assert numbers["200_32_backward_ratio_vs_gsplat"] or "not installed" in numbers["torch_note"]
+
+
+def test_opensplat_without_a_folder_to_train_on_is_refused():
+    result = CliRunner().invoke(splatting.app, ["--opensplat", "opensplat"])
+    assert isinstance(result.exception, InputError) and "--colmap" in str(result.exception)
+
+
+def test_the_gsplat_side_draws_our_picture():
+    pytest.importorskip("gsplat")
+    scene, camera = splatting.load_scene(None, 300, 64)
+    theirs = splatting.GsplatSide(scene, camera, np.ones((64, 64, 3), np.float32)).backward()
+    np.testing.assert_allclose(theirs.detach(), render(scene, camera).rgb, atol=1e-4)
