@@ -58,8 +58,13 @@ Examples:
 @click.option(
     "--depth", type=_PATH, metavar="FILE",
     help="Planar depth of the (first) reference: .npy, .npz, .pfm or .exr in any unit, or 16-bit "
-    ".png in steps of 1/1000. Default: the folder's own depth, else stereo between two or more "
-    "--reference frames.",
+    ".png in steps of 1/1000; or a depth network (.onnx, see --depth-kind). Default: the folder's "
+    "own depth, else stereo between two or more --reference frames.",
+)  # fmt: skip
+@click.option(
+    "--depth-kind", type=click.Choice(["disparity", "affine", "metric"]), default=None,
+    help="What the depth network outputs, where its metadata does not say so: inverse depth or "
+    "depth up to scale and shift, or metres.",
 )  # fmt: skip
 @click.option(
     "--trajectory", required=True, metavar="MOVE_OR_FILE",

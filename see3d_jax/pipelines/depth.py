@@ -1,4 +1,4 @@
-"""Depth of the given views, from wherever there is some: their files, else stereo between them.
+"""Depth of the given views, from wherever there is some: a model, files, else stereo between them.
 
 Stereo needs no weights but at least two posed views that overlap. It works on small pictures, since
 its time and memory grow with the cube of the side, and leaves unknown what no other view confirms.
@@ -15,6 +15,7 @@ import numpy as np
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, project, stack
 from see3d_jax.geometry.multiview import choose_sources, stereo_depth
+from see3d_jax.pipelines.depth_model import DepthModel
 from see3d_jax.pipelines.inputs import Scene, load_depth
 from see3d_jax.pipelines.warps import View
 
@@ -24,17 +25,23 @@ _ENOUGH = 0.02  # share of a view that must have depth to be of use
 
 
 def reference_depths(
-    scene: Scene, chosen: list[int], images: list[np.ndarray], cameras: list[Camera], max_size: int
-) -> tuple[list[np.ndarray], str]:
+    scene: Scene, chosen: list[int], images: list[np.ndarray], cameras: list[Camera], max_size: int,
+    model: DepthModel | None = None,
+) -> tuple[list[np.ndarray], str]:  # fmt: skip
     """Depth of the chosen views at the size of `images`, and where it is from: "file", "stereo".
 
     Args:
       scene: where the views come from; chosen: which of its frames.
       images: uint8 [H, W, 3] and cameras of these frames, all of one size.
       max_size: as given to `load_images`.
+      model: asked instead of any of these; its depth is aligned to sparse points of the scene, else
+        to stereo between the views, where there is either (then named, as in "model, aligned to
+        stereo").
 
     Raises InputError when there is neither, or when the views do not overlap.
     """
+    if model is not None:
+        return _model_depths(scene, chosen, images, cameras, model)
     if scene.depth_paths is not None:
         return [load_depth(scene, i, max_size) for i in chosen], "file"
     if len(chosen) < 2:
@@ -52,6 +59,43 @@ def reference_depths(
             "give --depth FILE"
         )
     return _enlarged(found, height, width), "stereo"
+
+
+def _model_depths(
+    scene: Scene, chosen: list[int], images: list[np.ndarray], cameras: list[Camera],
+    model: DepthModel,
+) -> tuple[list[np.ndarray], str]:  # fmt: skip
+    known = []
+    for i, camera in zip(chosen, cameras, strict=True):
+        pixels, depths = point_depths(scene, i)
+        known.append((pixels * (camera.width / scene.cameras[i].width), depths))
+    anchor = "sparse points"
+    if min(len(depths) for _, depths in known) < _FEW_POINTS:
+        known, anchor = [(None, None)] * len(chosen), "stereo"
+        if len(chosen) > 1:
+            height, width = images[0].shape[:2]
+            found = _enlarged(stereo(images, cameras), height, width)
+            known = [_samples(depth) for depth in found]
+    results = [
+        model.depth(image, camera, *where)
+        for image, camera, where in zip(images, cameras, known, strict=True)
+    ]
+    for i, (depth, _) in zip(chosen, results, strict=True):
+        if not depth.any():
+            raise InputError(f"{model.path}: gives no positive depth for {scene.image_paths[i]}")
+    aligned = all(done for _, done in results)
+    return [depth for depth, _ in results], f"model, aligned to {anchor}" if aligned else "model"
+
+
+def _samples(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Known pixels [K, 2] of a depth map, every one of them, and their depths [K]."""
+    row, column = np.nonzero(depth)
+    return np.stack([column, row], -1) + 0.5, depth[row, column]
+
+
+def model_estimate(model: DepthModel, new: list[View], _: list[View]) -> np.ndarray:
+    """The model's depth of the new views, without a common scale: [m, h, w] float32."""
+    return np.stack([model.depth(view.image, view.camera)[0] for view in new])
 
 
 def stereo_references(scene: Scene, first: int = 0) -> list[int]:

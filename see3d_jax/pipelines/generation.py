@@ -13,6 +13,7 @@ masks bool with True = known, depth planar z; cameras as in geometry.cameras.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -36,7 +37,13 @@ from see3d_jax.geometry.trajectories import (
 )
 from see3d_jax.media import image_size, read_image
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
-from see3d_jax.pipelines.depth import reference_depths, stereo_estimate, stereo_references
+from see3d_jax.pipelines.depth import (
+    model_estimate,
+    reference_depths,
+    stereo_estimate,
+    stereo_references,
+)
+from see3d_jax.pipelines.depth_model import DepthModel, load_depth_model
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
 from see3d_jax.pipelines.path_checks import path_warnings
@@ -95,6 +102,7 @@ def generate(
     trajectory: str,
     checkpoint: str | os.PathLike[str],
     depth: str | os.PathLike[str] | None = None,
+    depth_kind: str | None = None,
     views: int | None = None,
     references: Sequence[int | str] = (),
     fov: float | None = None,
@@ -122,8 +130,9 @@ def generate(
         a smooth path through two or more references; or a file of cameras: transforms.json, CSV,
         COLMAP folder.
       checkpoint: workdir of a training run, or folder of converted released weights.
-      depth: planar depth of the first reference, of its size. Where the source has none either,
-        it is estimated by stereo between two or more references.
+      depth: planar depth of the first reference, of its size; or a depth model, an .onnx file
+        whose output is of `depth_kind` (see `pipelines.depth_model`). Where the source has none
+        either, it is estimated by stereo between two or more references.
       views: how many; default 8, or every camera of the file but those of the references. More
         than the file has: the file's cameras are keyframes of a smooth path.
       references: indices or names of the source's frames to start from; default the first, and
@@ -150,8 +159,18 @@ def generate(
         fov=fov,
     )  # fmt: skip
     clock = _Clock()
-    scene = _open_source(Path(source), depth, trajectory, fov, cameras_folder)
-    chosen = _choose_references(scene, references, depth)
+    depth_model = None
+    if depth is not None and Path(depth).suffix.lower() == ".onnx":
+        depth_model = load_depth_model(depth, depth_kind)
+    elif depth_kind is not None:
+        raise InputError("--depth-kind says what a depth model outputs; give --depth MODEL.onnx")
+    depth_file = None if depth_model else depth
+    scene = _open_source(
+        Path(source), depth_file, trajectory, fov, cameras_folder, depth_model is not None
+    )
+    if not references and depth_model is not None:
+        references = (0,)
+    chosen = _choose_references(scene, references, depth_file)
     model = load_model(checkpoint, unet=unet, references=len(chosen), sampler=sampler)
     enlarger = None if sr is None else load_superres(sr, sampler)
     if guidance is None:
@@ -162,7 +181,7 @@ def generate(
     )
     largest = max(width, height) * SUPERSAMPLE
     images, cameras = _load_references(scene, chosen, largest)
-    depths, depth_from = reference_depths(scene, chosen, images, cameras, largest)
+    depths, depth_from = reference_depths(scene, chosen, images, cameras, largest, depth_model)
     given_files = [scene.image_paths[i] for i in chosen]
     path = _camera_path(trajectory, cameras, depths[0], given_files, views)
     path = [path[i].resized(width, height) for i in range(len(path.intrinsics))]
@@ -191,7 +210,7 @@ def generate(
     rounds = run_rounds(
         known_views, targets,
         views_per_round or len(path), fill,
-        depth_estimator or DepthEstimator(stereo_estimate, has_scale=True),
+        depth_estimator or _default_estimator(depth_model),
         folder=rounds_folder and Path(rounds_folder), settings=settings,
     )  # fmt: skip
     warps, masks, warp_depths, generated = (
@@ -261,9 +280,15 @@ def _check_numbers(**values: float | None) -> None:
         raise InputError(f"--fov must be 1 to 170 degrees, got {values['fov']}")
 
 
+def _default_estimator(model: DepthModel | None) -> DepthEstimator:
+    if model is None:
+        return DepthEstimator(stereo_estimate, has_scale=True)
+    return DepthEstimator(functools.partial(model_estimate, model), has_scale=False)
+
+
 def _open_source(
     source: Path, depth: str | os.PathLike[str] | None, trajectory: str, fov: float | None,
-    cameras_folder: str | os.PathLike[str] | None,
+    cameras_folder: str | os.PathLike[str] | None, has_depth_model: bool,
 ) -> Scene:  # fmt: skip
     """The given photo or folder as a Scene; one photo is a scene of one view."""
     if not source.exists():
@@ -279,8 +304,10 @@ def _open_source(
         scene = dataclasses.replace(
             scene, depth_paths=(depth,) * len(scene), depth_unit=unit
         )  # only that of the one reference will be read
-    if scene.depth_paths is None and len(scene) == 1:
-        raise InputError(f"{source}: one photo needs its depth map; give --depth FILE")
+    if scene.depth_paths is None and len(scene) == 1 and not has_depth_model:
+        raise InputError(
+            f"{source}: one photo needs its depth; give --depth with a depth map or an .onnx model"
+        )
     return scene
 
 
