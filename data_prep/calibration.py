@@ -51,10 +51,12 @@ def counts(decided: Sequence[tuple[Case, bool]]) -> dict[str, float | None]:
 
 
 def choose_thresholds(cases: Sequence[Case], start: Thresholds) -> Thresholds:
-    """One pass over the thresholds: each moves to the middle of its widest best range.
+    """One pass over the thresholds: each that is worse than another value moves.
 
-    The candidates are the midpoints between neighbouring scores, so a chosen threshold keeps equal
-    distance from the nearest videos on both sides.
+    A threshold stays where no other makes fewer errors: a rule that none of these videos needs
+    would otherwise end anywhere. One that moves goes to the middle of its widest best range. The
+    candidates are the midpoints between neighbouring scores, so it keeps equal distance from the
+    nearest videos on both sides.
     """
     thresholds = start
     for score, name in threshold_of():
@@ -62,14 +64,10 @@ def choose_thresholds(cases: Sequence[Case], start: Thresholds) -> Thresholds:
         if len(values) < 2:
             continue
         candidates = [(a + b) / 2 for a, b in itertools.pairwise(values)]
-        errors = [
-            sum(
-                wrong(case, keeps(case, dataclasses.replace(thresholds, **{name: c})))
-                for case in cases
-            )
-            for c in candidates
-        ]
+        errors = [_errors(cases, dataclasses.replace(thresholds, **{name: c})) for c in candidates]
         best = min(errors)
+        if _errors(cases, thresholds) <= best:
+            continue
         runs, run = [], []
         for index, error in enumerate([*errors, best + 1]):
             if error == best:
@@ -81,6 +79,10 @@ def choose_thresholds(cases: Sequence[Case], start: Thresholds) -> Thresholds:
         middle = (values[widest[0]] + values[widest[-1] + 1]) / 2
         thresholds = dataclasses.replace(thresholds, **{name: middle})
     return thresholds
+
+
+def _errors(cases: Sequence[Case], thresholds: Thresholds) -> int:
+    return sum(wrong(case, keeps(case, thresholds)) for case in cases)
 
 
 def leave_one_out(cases: Sequence[Case], start: Thresholds) -> list[tuple[Case, bool]]:

@@ -80,6 +80,8 @@ class Job:
               "`npm pack @mediapipe/objectron` (people and animals).")  # fmt: skip
 @click.option("--flow", default="dis", show_default=True,
               help="Optical flow: dis, or RAFT weights of tools.convert_raft.")  # fmt: skip
+@click.option("--tracker", default="lk", show_default=True, help="Point tracks: lk, or a network "
+              "as .onnx with the tensors of CoTracker or TAPIR (docs/curation.md).")  # fmt: skip
 @click.option("--decode-timeout", default=300.0, type=click.FloatRange(1.0), show_default=True,
               help="Seconds that decoding one file may take.")  # fmt: skip
 @click.option("--decode-memory", default=6144, type=click.IntRange(512), show_default=True,
@@ -98,6 +100,7 @@ def app(
     max_clip_seconds: float,
     semantic: str,
     flow: str,
+    tracker: str,
     decode_timeout: float,
     decode_memory: int,
     seed: int,
@@ -108,11 +111,13 @@ def app(
     from data_prep.runners import Runner, cores
     from data_prep.semantic import make_detector
     from data_prep.stages import Settings
+    from data_prep.track_models import make_tracker
     from data_prep.video import DecodeLimits
 
     settings = read_settings(config) if config is not None else Settings()
     given = {
-        "seed": seed, "semantic": semantic, "flow": flow, "max_clip_seconds": max_clip_seconds,
+        "seed": seed, "semantic": semantic, "flow": flow, "tracker": tracker,
+        "max_clip_seconds": max_clip_seconds,
         "all_stages": all_stages,
         "limits": DecodeLimits(timeout_seconds=decode_timeout, memory_mb=decode_memory),
     }  # fmt: skip
@@ -126,6 +131,7 @@ def app(
     settings = dataclasses.replace(settings, **given)
     make_detector(settings.semantic)  # wrong files are refused before any work
     make_flow_backend(settings.flow)
+    make_tracker(settings.tracker)
     where = Runner(runner, workers or cores(), address, gpus_per_video)
     curate(files, output, settings, where, shards)
 

@@ -3,7 +3,7 @@
     Objectron   the .tgz of `npm pack @mediapipe/objectron` (Apache-2.0): SSD MobileNet v2,
                 trained on Open Images, 10 MB; runs in OpenCV, 50 ms per frame on one core
     ONNX        any COCO model with the outputs of YOLO v5-v11, YOLO with its non-maximum
-                suppression inside, RT-DETR, DETR or Mask R-CNN; runs in onnxruntime, else OpenCV
+                suppression inside, RT-DETR, DETR or Mask R-CNN; runs in onnxruntime
 
 The layout of an ONNX model is told from its inputs and outputs, never from its name. Boxes are
 (x, y, width, height) pixels of the frame.
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.onnx_models import open_session
 from data_prep.semantic import Detection, Detector
 from see3d_jax.errors import InputError
 
@@ -131,19 +132,7 @@ def _suppress(
 @functools.cache
 def onnx(path: str) -> Detector:
     """Any COCO detector or segmenter as an ONNX file."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError(
-            f"--semantic {path}: .onnx files need onnxruntime (pip install 'see3d_jax[curate]')"
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # one video per core
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=_providers(onnxruntime))
-    except Exception as error:  # the library has a class of error per cause
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"--semantic {path}: cannot be loaded ({reason})") from None
+    session = open_session(path, "--semantic")
     inputs = session.get_inputs()
     side = _input_size(inputs[0].shape)
     names = [output.name for output in session.get_outputs()]
@@ -154,11 +143,6 @@ def onnx(path: str) -> Detector:
         return read_outputs(dict(zip(names, outputs)), scale, side, frame.shape[:2], path)
 
     return detect
-
-
-def _providers(onnxruntime: object) -> list[str]:
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    return [name for name in wanted if name in onnxruntime.get_available_providers()]
 
 
 def _input_size(shape: Sequence[object]) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from data_prep.epipolar import fit_fundamental, fit_homography, homography_error
 from data_prep.tracking import Tracks
 
 MIN_PAIR_TRACKS = 40
+SECOND_PLANE_SHARE = 0.2
 RESECTION_SAMPLES = 128
 RESECTION_POINTS = 6  # of a 3×4 camera matrix
 
@@ -38,12 +39,15 @@ class PairGeometry:
         as a share of all that have any.
       turn_residual: how far the homography is from a turning and zooming camera, px at 480p; a
         large value means that the camera itself moved, even past a flat scene.
+      travel_residual: the smaller of that and the same of the second plane; a small value means
+        that what is behind shows a camera which stays where it is.
     """
 
     rigid_share: float
     parallax_share: float
     parallax_spread: float
     turn_residual: float
+    travel_residual: float
 
 
 def wide_pairs(tracks: Tracks, anchors: int = 8, survival: float = 0.4) -> list[tuple[int, int]]:
@@ -69,13 +73,13 @@ def pair_threshold(size: tuple[int, int], tolerance: float) -> float:
 
 
 def pair_points(
-    tracks: Tracks, grays: np.ndarray, pair: tuple[int, int], tolerance: float, seed: int
+    tracks: Tracks, frames: np.ndarray, pair: tuple[int, int], tolerance: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Common tracks in the first frame, halfway and in the last: three times [N, 2] float32.
 
     A track followed over many frames drifts, most of all when its surroundings grow or turn. So the
-    last frame [F, H, W] is laid over the first by a homography, where only parallax is left, and
-    the end points are searched again there.
+    last of the frames [F, H, W, 3] is laid over the first by a homography, where only parallax is
+    left, and the end points are searched again there.
     """
     first, last = pair
     common = tracks.common(first, last)
@@ -84,16 +88,20 @@ def pair_points(
     homography, _ = fit_homography(start, end, threshold, seed)
     if homography is None or abs(np.linalg.det(homography)) < 1e-6:
         return start, middle, end
-    return start, middle, _register(grays[first], grays[last], start, end, homography, threshold)
+    return start, middle, _register(frames[first], frames[last], start, end, homography, threshold)
 
 
 def _register(
-    gray_a: np.ndarray, gray_b: np.ndarray, a: np.ndarray, b: np.ndarray, homography: np.ndarray,
+    frame_a: np.ndarray, frame_b: np.ndarray, a: np.ndarray, b: np.ndarray, homography: np.ndarray,
     threshold: float,
 ) -> np.ndarray:  # fmt: skip
     """`b` measured again in frame b laid over frame a; as it was where nothing near is found."""
     import cv2
 
+    gray_a, gray_b = (
+        cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+        for frame in (frame_a, frame_b)
+    )
     height, width = gray_a.shape
     over = cv2.warpPerspective(
         gray_b, homography, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -130,13 +138,35 @@ def pair_geometry(
     parallax = (sampson_error(fundamental, start, end) < threshold) & ~by_plane
     largest = float(np.quantile(plane_error[parallax], 0.75)) if parallax.any() else 0.0
     little = parallax & (plane_error < 0.5 * largest)
-    turn = turn_residual(homography, start[by_plane], np.array(size, np.float64) / 2.0)
+    center, scale = np.array(size, np.float64) / 2.0, min(size) / 480.0
+    turn = turn_residual(homography, start[by_plane], center)
+    behind = second_turn_residual(
+        start[~by_plane], end[~by_plane], len(start), center, threshold, seed
+    )
     return PairGeometry(
         rigid_share(start, middle, end, fundamental, homography, size, threshold, seed),
         float(parallax.mean()),
         float(little.sum() / max(1, parallax.sum())),
-        turn / (min(size) / 480.0),
+        turn / scale,
+        min(turn, behind) / scale,
     )
+
+
+def second_turn_residual(
+    a: np.ndarray, b: np.ndarray, tracks: int, center: np.ndarray, threshold: float, seed: int
+) -> float:
+    """`turn_residual` of the second plane, from points [N, 2] off the first; infinite without one.
+
+    A thing before a turning camera may hold more tracks than the background, which is then second.
+    """
+    wanted = SECOND_PLANE_SHARE * tracks
+    if len(a) < wanted:
+        return float("inf")
+    homography, _ = fit_homography(a, b, threshold, seed)
+    inside = homography_error(homography, a, b) < 2.0 * threshold
+    if inside.sum() < wanted:
+        return float("inf")
+    return turn_residual(homography, a[inside], center)
 
 
 def rigid_share(

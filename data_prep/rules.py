@@ -30,6 +30,7 @@ class Thresholds:
         depths of all sizes; one object that slides along before a turning camera has one.
       min_turn_residual: px by which a homography must differ from a turning and zooming camera to
         prove that the camera travelled, even past a flat scene.
+      min_travel_residual: the same for what is behind: below it the camera stayed where it was.
       min_rigid_share: share of tracks that one rigid scene must explain in three frames.
       max_people_share: paper: reject when more than half of the frames show a dynamic class.
       min_flow_consistency: share of pixels whose forward and backward flow must agree.
@@ -42,8 +43,9 @@ class Thresholds:
     min_median_radius: float = 5.0
     still_share: float = 0.15
     min_parallax_share: float = 0.2
-    min_parallax_spread: float = 0.15
+    min_parallax_spread: float = 0.3
     min_turn_residual: float = 3.5
+    min_travel_residual: float = 0.6
     min_rigid_share: float = 0.7
     max_people_share: float = 0.5
     min_flow_consistency: float = 0.7
@@ -94,7 +96,7 @@ RULES = (
          {"parallax_share": ("min_parallax_share", 1), "turn_residual": ("min_turn_residual", 1)}),
     Rule("viewpoint", "something moves before a camera that only turns or zooms",
          {"parallax_spread": ("min_parallax_spread", 1),
-          "turn_residual": ("min_turn_residual", 1)}),
+          "travel_residual": ("min_travel_residual", 1)}),
     Rule("viewpoint", "points follow no rigid motion",
          {"rigid_track_share": ("min_rigid_share", 1)}),
     Rule("semantic", "people or animals in more than half of the frames",

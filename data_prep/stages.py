@@ -20,7 +20,8 @@ from data_prep.flow import make_flow_backend
 from data_prep.parallax import PairGeometry, pair_geometry, pair_points, wide_pairs
 from data_prep.rules import Thresholds, broken_rule
 from data_prep.semantic import Detection, detect_over_time, dynamic_class_share, make_detector
-from data_prep.tracking import Tracks, follow_points, track_radii
+from data_prep.track_models import make_tracker
+from data_prep.tracking import Tracks, track_radii
 from data_prep.video import (
     DecodeError,
     DecodeLimits,
@@ -39,6 +40,7 @@ class Settings:
       seed: of the robust estimators.
       semantic: detector, see data_prep.semantic.
       flow: backend, see data_prep.flow.
+      tracker: of points, see data_prep.track_models.
       max_clip_seconds: longer shots are cut into equal clips.
       limits: what decoding one file may cost.
       video_seconds, video_megabytes: what judging one decoded file may cost.
@@ -57,6 +59,7 @@ class Settings:
     seed: int = 0
     semantic: str = "opencv"
     flow: str = "dis"
+    tracker: str = "lk"
     max_clip_seconds: float = 10.0
     limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
     video_seconds: float = 1800.0
@@ -173,12 +176,7 @@ def judge_clip(clip: Clip, settings: Settings) -> None:
 
 def measure_viewpoint(clip: Clip, settings: Settings) -> None:
     """Point tracks: how far they go, and what geometry explains them."""
-    import cv2
-
-    grays = np.stack(
-        [cv2.cvtColor(np.ascontiguousarray(f), cv2.COLOR_RGB2GRAY) for f in clip.frames]
-    )
-    tracks = clip.tracks = follow_points(grays)
+    tracks = clip.tracks = make_tracker(settings.tracker)(clip.frames)
     radii = track_radii(tracks, settings.seed)
     clip.scores["tracks"] = len(radii)
     if len(radii) == 0:
@@ -192,13 +190,13 @@ def measure_viewpoint(clip: Clip, settings: Settings) -> None:
         return
     pairs = [
         pair_geometry(
-            *pair_points(tracks, grays, pair, settings.pair_tolerance, settings.seed),
+            *pair_points(tracks, clip.frames, pair, settings.pair_tolerance, settings.seed),
             tracks.size, settings.pair_tolerance, settings.seed,
         )
         for pair in wide_pairs(tracks)
     ]  # fmt: skip
     if not pairs:  # points are lost too fast for any geometry
-        pairs = [PairGeometry(0.0, 0.0, 0.0, 0.0)]
+        pairs = [PairGeometry(0.0, 0.0, 0.0, 0.0, 0.0)]
 
     def quantile(name: str, q: float) -> float:
         return round(float(np.quantile([getattr(pair, name) for pair in pairs], q)), 4)
@@ -208,6 +206,7 @@ def measure_viewpoint(clip: Clip, settings: Settings) -> None:
         "parallax_share": quantile("parallax_share", 0.75),
         "parallax_spread": quantile("parallax_spread", 0.75),
         "turn_residual": quantile("turn_residual", 0.5),
+        "travel_residual": quantile("travel_residual", 0.5),
         "rigid_track_share": quantile("rigid_share", 0.5),
     }
 

@@ -26,6 +26,13 @@ def test_a_separating_threshold_is_found_in_the_middle_of_the_gap():
     assert abs(found.min_parallax_share - 0.4) < 1e-9
 
 
+def test_a_rule_that_no_video_needs_stays_where_it_is():
+    found = choose_thresholds(CASES, Thresholds())
+    assert found.max_dynamic_score == Thresholds().max_dynamic_score
+    fitting = Thresholds(min_parallax_share=0.35)  # makes no error: nothing to gain
+    assert choose_thresholds(CASES, fitting) == fitting
+
+
 def test_leave_one_out_judges_each_with_the_thresholds_of_the_others():
     assert counts(leave_one_out(CASES, Thresholds())) == {
         "kept": 4, "precision": 1.0, "recall": 1.0, "strict_recall": 1.0}  # fmt: skip

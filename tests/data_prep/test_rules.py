@@ -2,8 +2,8 @@ from data_prep.rules import RULES, Thresholds, broken_rule, margin
 
 GOOD = {"clip_frames": 50, "tracks": 200, "small_track_share": 0.2, "median_track_radius": 30,
         "still_track_share": 0.0, "rigid_track_share": 0.9, "parallax_share": 0.4,
-        "parallax_spread": 0.4, "turn_residual": 2.0, "people_share": 0.0, "flow_consistency": 0.9,
-        "dynamic_score": 0.0}  # fmt: skip
+        "parallax_spread": 0.4, "turn_residual": 2.0, "travel_residual": 2.0,
+        "people_share": 0.0, "flow_consistency": 0.9, "dynamic_score": 0.0}  # fmt: skip
 
 
 def reason(**scores):
@@ -14,7 +14,8 @@ def reason(**scores):
 def test_a_good_clip_breaks_no_rule_and_each_rule_can_be_broken():
     assert reason() is None and margin(GOOD, Thresholds()) > 0
     bad = [{"clip_frames": 7}, {"tracks": 19}, {"small_track_share": 0.5, "median_track_radius": 4},
-           {"still_track_share": 0.15}, {"parallax_share": 0.05}, {"parallax_spread": 0.1},
+           {"still_track_share": 0.15}, {"parallax_share": 0.05},
+           {"parallax_spread": 0.1, "travel_residual": 0.3},
            {"rigid_track_share": 0.5}, {"people_share": 0.6}, {"flow_consistency": 0.2},
            {"dynamic_score": 0.25}]  # fmt: skip
     assert [reason(**scores) for scores in bad] == [rule.reason for rule in RULES]
