@@ -53,7 +53,8 @@ Examples:
     "--input", "source", type=_PATH, required=True, metavar="PHOTO_OR_FOLDER",
     help="One photo (give --depth), a folder with transforms.json, a COLMAP model or an INRIA "
     "cameras.json, or a folder of photos alone: their cameras are found (pycolmap) and kept in "
-    "OUTPUT_cameras.",
+    "OUTPUT_cameras. Or ready warps as the official release takes them (reference_images/, "
+    "warp_images/): then no --trajectory.",
 )  # fmt: skip
 @click.option(
     "--depth", type=_PATH, metavar="FILE",
@@ -67,7 +68,7 @@ Examples:
     "depth up to scale and shift, or metres.",
 )  # fmt: skip
 @click.option(
-    "--trajectory", required=True, metavar="MOVE_OR_FILE",
+    "--trajectory", default=None, metavar="MOVE_OR_FILE",
     help="orbit, spiral, forward, dolly_zoom, lemniscate or look_around (scaled by the depth of "
     "the first reference); interpolate (a smooth path through the references); or a file of "
     "cameras: transforms.json, CSV (x, y, z, qw, qx, qy, qz), COLMAP folder.",
@@ -108,6 +109,10 @@ Examples:
     help="Which of the released UNets [default: single for one reference, sparse for more].",
 )  # fmt: skip
 @click.option(
+    "--prompt", default=None, metavar="TEXT",
+    help="Words for the model's context, if it has CLIP's text tower [default: none, as released].",
+)  # fmt: skip
+@click.option(
     "--size", type=int, default=None, metavar="PIXELS",
     help="Side of the square of equal area to work at [default: the model's].",
 )  # fmt: skip
@@ -141,9 +146,15 @@ def generate(output: Path, **options: object) -> None:
     """
     from see3d_jax.pipelines.export import ROUNDS, check_output_folder, write_generated
     from see3d_jax.pipelines.generation import generate as run
+    from see3d_jax.pipelines.ready_warps import holds_ready_warps
     from see3d_jax.pipelines.sfm import beside
 
     check_output_folder(output)
+    if holds_ready_warps(options["source"]):
+        _fill_ready_warps(output, options)
+        return
+    if options["trajectory"] is None:
+        raise click.MissingParameter(param_hint="--trajectory", param_type="option")
     rounds = output / ROUNDS if options["views_per_round"] else None
     result = run(**options, rounds_folder=rounds, cameras_folder=beside(output))
     written = write_generated(result, output)
@@ -156,6 +167,20 @@ def generate(output: Path, **options: object) -> None:
             text = "  ".join("    –" if cell is None else f"{cell:5.2f}" for cell in cells)
             click.echo(f"  {name.replace('_', ' '):26s}  {text}")
     click.echo(f"wrote {written}: {len(result.views)} views; look at it with `see3d view {output}`")
+
+
+def _fill_ready_warps(output: Path, options: dict[str, object]) -> None:
+    """`generate` for a folder that has warps and masks already, and so no use for a path."""
+    from see3d_jax.pipelines.ready_warps import fill_ready_warps, write_filled
+
+    used = {"checkpoint", "steps", "guidance", "sampler", "unet", "prompt", "size", "composite",
+            "seed"}  # fmt: skip
+    for name, value in options.items():
+        if value and name not in used | {"source"}:
+            option = "--" + {"references": "reference"}.get(name, name).replace("_", "-")
+            raise click.UsageError(f"{option} has no meaning for ready warps; leave it out")
+    result = fill_ready_warps(options["source"], **{name: options[name] for name in used})
+    click.echo(f"wrote {write_filled(result, output)}: {len(result.views)} views")
 
 
 @app.command(

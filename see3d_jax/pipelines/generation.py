@@ -110,6 +110,7 @@ def generate(
     guidance: float | None = None,
     sampler: str = "ddim",
     unet: str | None = None,
+    prompt: str | None = None,
     size: int | None = None,
     composite: bool = False,
     truth: str | os.PathLike[str] | None = None,
@@ -138,7 +139,7 @@ def generate(
       references: indices or names of the source's frames to start from; default the first, and
         its neighbours where depth has to come from stereo.
       steps, guidance: of the sampler; guidance defaults to what the model was evaluated with.
-      sampler, unet: see `pretrained.load_model`.
+      sampler, unet, prompt: see `pretrained.load_model`.
       size: side of the square whose area the views have; default that of the training images.
       composite: make `composited` the result.
       truth: a scene folder that holds the true image of every camera of the path; default: the
@@ -171,7 +172,9 @@ def generate(
     if not references and depth_model is not None:
         references = (0,)
     chosen = _choose_references(scene, references, depth_file)
-    model = load_model(checkpoint, unet=unet, references=len(chosen), sampler=sampler)
+    model = load_model(
+        checkpoint, unet=unet, references=len(chosen), sampler=sampler, prompt=prompt
+    )
     enlarger = None if sr is None else load_superres(sr, sampler)
     if guidance is None:
         guidance = model.sampling.guidance
@@ -194,7 +197,7 @@ def generate(
     given = np.stack([_resized(image, width, height) for image in images])
     settings = {
         "checkpoint": str(Path(checkpoint).resolve()), "model": model.name, "sampler": sampler,
-        "steps": steps, "guidance": guidance, "seed": seed,
+        "steps": steps, "guidance": guidance, "seed": seed, "prompt": prompt,
     }  # fmt: skip
 
     def fill(
@@ -252,7 +255,8 @@ def generate(
         run={
             "input": str(source), "depth": depth and str(depth), "depth_from": depth_from,
             "trajectory": trajectory, "checkpoint": str(checkpoint), "model": model.name,
-            "sampler": sampler, "truth": truth and str(truth), "sr": sr and str(sr),
+            "sampler": sampler, "prompt": prompt,
+            "truth": truth and str(truth), "sr": sr and str(sr),
             "references": list(names), "fov": fov, "steps": steps,
             "guidance": guidance, "composite": composite, "seed": seed,
             "width": width, "height": height, "num_views": len(path),

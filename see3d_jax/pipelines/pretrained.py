@@ -24,6 +24,7 @@ from see3d_jax.models import origins
 from see3d_jax.models.codec import Codec, VaeCodec
 from see3d_jax.models.context import ContextEncoder, encode_context
 from see3d_jax.models.release import Release, load_release
+from see3d_jax.models.tokenizer import EMPTY_PROMPT_IDS, load_tokenizer
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import Params, apply_unet
 
@@ -54,6 +55,7 @@ class See3DModel:
       context_tokens: length of the context.
       context_encoder: CLIP towers; None: the model was trained on a context of zeros.
       official: repeat the released pipeline where it differs from better practice.
+      prompt_ids: [tokens] ids of the prompt; See3D's own is the empty one.
     """
 
     name: str
@@ -67,6 +69,7 @@ class See3DModel:
     context_tokens: int = 1
     context_encoder: ContextEncoder | None = None
     official: bool = False
+    prompt_ids: tuple[int, ...] = EMPTY_PROMPT_IDS
 
     @property
     def size_multiple(self) -> int:
@@ -82,8 +85,9 @@ class See3DModel:
         if self.context_encoder is None:
             return jnp.zeros((1, views, self.context_tokens, self.unet.context_dim))
         return encode_context(
-            self.context_encoder, first_reference[None], views, official=self.official
-        )
+            self.context_encoder, first_reference[None], views, ids=self.prompt_ids,
+            official=self.official,
+        )  # fmt: skip
 
 
 def load_model(
@@ -93,6 +97,7 @@ def load_model(
     unet: str | None = None,
     references: int = 1,
     sampler: str = "ddim",
+    prompt: str | None = None,
 ) -> See3DModel:
     """Reads the workdir of a training run or a folder of converted weights.
 
@@ -103,6 +108,8 @@ def load_model(
       references: how many reference views will be given.
       sampler: key of `SAMPLERS`. "official" also tiles large images in the autoencoder, samples
         its posterior, and prepares pictures for CLIP as the released pipeline does.
+      prompt: text for the context, where the model has CLIP's text tower; default: empty, as the
+        model was trained and released.
 
     Raises InputError naming what is missing: the folder, its config, a complete checkpoint, a UNet.
     """
@@ -112,7 +119,9 @@ def load_model(
     if (folder / "release.json").is_file():
         if step is not None:
             raise InputError(f"{folder}: released weights have no training steps to choose from")
-        return _released_model(load_release(folder), unet, references, sampler)
+        release = load_release(folder)
+        model = _released_model(release, unet, references, sampler)
+        return model if prompt is None else _with_prompt(model, release.folder, prompt)
     if (folder / "model_index.json").is_file():
         raise InputError(
             f"{folder}: holds weights as published; convert them first: "
@@ -120,7 +129,23 @@ def load_model(
         )
     if unet is not None:
         raise InputError(f"--unet {unet}: {folder} is a training run and has only one UNet")
-    return _trained_model(folder, step, sampler)
+    model = _trained_model(folder, step, sampler)
+    if prompt is None:
+        return model
+    if model.context_encoder is None:
+        raise InputError(
+            f"--prompt: {folder} was trained without CLIP's text tower (config.context.image is "
+            "off), so words have no effect; leave it out"
+        )
+    release = origins.find_release(origins.read_run_config(folder)["init_from"])
+    return _with_prompt(model, release.folder, prompt)
+
+
+def _with_prompt(model: See3DModel, release: Path, prompt: str) -> See3DModel:
+    ids = load_tokenizer(release / "tokenizer")(prompt)[0]
+    if max(ids) >= model.context_encoder.text.vocab_size:
+        raise InputError(f"{release / 'tokenizer'}: knows words that the text tower does not")
+    return dataclasses.replace(model, prompt_ids=tuple(int(i) for i in ids))
 
 
 def _released_model(

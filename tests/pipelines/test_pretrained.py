@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from weight_fixtures import see3d_release
 
 from data_prep.synthetic import make_clip
 from see3d_jax.errors import InputError
+from see3d_jax.pipelines import pretrained
 from see3d_jax.pipelines.generation import generate
 from see3d_jax.pipelines.pretrained import load_model
 from tools import convert_see3d
@@ -70,6 +72,25 @@ def test_the_official_sampler_takes_the_official_quirks_along(release):
 def test_what_released_weights_do_not_have_is_refused(release, options, message):
     with pytest.raises(InputError, match=message):
         load_model(release, **options)
+
+
+def test_a_prompt_changes_the_context_and_no_words_change_nothing(shared, tmp_path):
+    weights = convert(shared / "goldens/release_tiny", tmp_path / "weights")
+    picture = np.full((32, 32, 3), 99, np.uint8)
+    plain, empty, words = (
+        np.asarray(load_model(weights, prompt=prompt).context(picture, 1))
+        for prompt in (None, "", "a wooden chair by the window")
+    )
+    np.testing.assert_array_equal(plain, empty)
+    assert np.isfinite(words).all() and (words != plain).any()
+
+
+def test_a_model_without_a_text_tower_takes_no_prompt(tmp_path, monkeypatch):
+    model = SimpleNamespace(context_encoder=None)
+    monkeypatch.setattr(pretrained, "_trained_model", lambda *_: model)
+    assert load_model(tmp_path) is model
+    with pytest.raises(InputError, match=r"--prompt: .* without CLIP's text tower"):
+        load_model(tmp_path, prompt="a chair")
 
 
 def test_published_weights_are_to_be_converted_first(release, tmp_path):
