@@ -45,7 +45,7 @@ from see3d_jax.pipelines.depth import (
 )
 from see3d_jax.pipelines.depth_model import DepthModel, load_depth_model
 from see3d_jax.pipelines.group_sampling import sample_groups
-from see3d_jax.pipelines.inputs import Scene, load_images, load_scene
+from see3d_jax.pipelines.inputs import Scene, check_photo, load_images, load_scene
 from see3d_jax.pipelines.path_checks import path_warnings
 from see3d_jax.pipelines.pretrained import load_model
 from see3d_jax.pipelines.rounds import DepthEstimator, run_rounds
@@ -317,6 +317,7 @@ def _open_source(
 
 def _scene_of_photo(photo: Path, trajectory: str, fov: float | None) -> Scene:
     """A scene of one view, with the camera (and depth) it has in the trajectory file, if any."""
+    check_photo(photo)
     width, height = image_size(photo)
     file = _transforms_file(trajectory)
     if file is not None:

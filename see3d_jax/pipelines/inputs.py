@@ -26,6 +26,7 @@ from see3d_jax.geometry.colmap_files import find_colmap_model, read_colmap
 from see3d_jax.geometry.scene_files import PosedImages, read_inria_cameras, read_transforms
 from see3d_jax.media import IMAGE_SUFFIXES, image_size, read_alpha, read_image
 
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".exr", ".pfm")
 
 
@@ -80,6 +81,9 @@ def load_scene(folder: str | os.PathLike[str]) -> Scene:
     root = Path(folder)
     source = root if root.suffix == ".json" else _camera_source(root)
     root = root.parent if root.suffix == ".json" else root
+    if root.is_file():
+        check_photo(root)
+        raise InputError(f"{root}: is one photo; a folder of posed views is needed")
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     if source is None:
@@ -186,8 +190,9 @@ def load_depth_file(path: str | os.PathLike[str], unit: float | None = None) -> 
     """One depth file → [H, W] float32, planar z, 0 = unknown (NaN, infinity and ≤ 0 become 0).
 
     .npy; .npz (its only array, or the one called `depth`); .png with 16 bits, in steps of `unit`
-    (1/1000 by default, as in nerfstudio); one-channel .pfm; .exr where OpenCV was
-    built with it. Other formats hold values as they are, multiplied by `unit` when it is given.
+    (1/1000 by default, as in nerfstudio); one-channel .pfm; .exr (channel Z, V, depth, Y or R;
+    needs the OpenEXR package). Other formats hold values as they are, multiplied by `unit` when it
+    is given.
     """
     path = Path(path)
     if not path.is_file():
@@ -220,8 +225,7 @@ def list_photos(path: str | os.PathLike[str]) -> list[Path]:
     """One photo, or the photos of a folder (or of its `images` subfolder) sorted by name."""
     path = Path(path)
     if path.is_file():
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise InputError(f"{path}: not a photo (expected {', '.join(IMAGE_SUFFIXES)})")
+        check_photo(path)
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: no such photo or folder")
@@ -233,7 +237,20 @@ def list_photos(path: str | os.PathLike[str]) -> list[Path]:
             )  # fmt: skip
             if photos:
                 return photos
-    raise InputError(f"{path}: holds no photo ({', '.join(IMAGE_SUFFIXES)})")
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:3]) or "nothing"
+    raise InputError(f"{path}: holds no photo ({', '.join(IMAGE_SUFFIXES)}); it holds {held}")
+
+
+def check_photo(path: Path) -> None:
+    """InputError unless the file's suffix is that of a photo; says what to do with a video."""
+    suffix = path.suffix.lower()
+    if suffix in _VIDEO_SUFFIXES:
+        raise InputError(
+            f"{path}: is a video; save some frames of it (e.g. `ffmpeg -i {path.name} -r 2 "
+            "frames/%04d.jpg`) and give that folder of photos"
+        )
+    if suffix not in IMAGE_SUFFIXES:
+        raise InputError(f"{path}: not a photo (expected {', '.join(IMAGE_SUFFIXES)})")
 
 
 def _fit(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
@@ -328,16 +345,23 @@ def _read_png16(path: Path) -> np.ndarray:
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # off by default in OpenCV
-    import cv2
-
     try:
-        values = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        values = None
-    if values is None:
-        raise InputError(f"{path}: OpenCV cannot read this EXR; convert the depth to .npy")
-    return values[..., 0] if values.ndim == 3 else values
+        import OpenEXR
+    except ImportError:
+        raise InputError(
+            f"{path}: EXR needs another package; pip install OpenEXR, or give the depth as .npy"
+        ) from None
+    try:
+        with OpenEXR.File(str(path), separate_channels=True) as opened:
+            channels = {name: np.array(entry.pixels) for name, entry in opened.channels().items()}
+    except Exception as error:  # the library raises bare exceptions for whatever it cannot parse
+        raise InputError(f"{path}: cannot be read as EXR ({error})") from error
+    # Renderers call depth Z, or V in a file of its own; others store it as grey or as RGB.
+    for wanted in ("Z", "V", "depth", "Y", "R"):
+        for name, values in channels.items():
+            if name.split(".")[-1] == wanted:
+                return values
+    raise InputError(f"{path}: no channel Z, V, depth, Y or R; it has {', '.join(channels)}")
 
 
 def _read_pfm(path: Path) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, project, unproject
 from see3d_jax.geometry.colmap_files import write_colmap
 from see3d_jax.geometry.scene_files import PosedImages, write_transforms
-from see3d_jax.media import write_image
+from see3d_jax.media import read_image, write_image
 from see3d_jax.pipelines.inputs import (
     list_photos,
     load_depth,
@@ -164,7 +165,6 @@ def _npy(array):
         ("d.npy", _npy(np.ones((3, 4, 3))), "one number per pixel"),
         ("d.npy", _npy(np.array([{"a": 1}], object)), "cannot be read"),
         ("d.npz", b"PK\x03\x04 cut", "cannot be read"),
-        ("d.exr", b"no exr", "cannot read this EXR"),
         ("d.txt", b"1 2 3", "depth must be one of"),
     ],
 )
@@ -257,3 +257,46 @@ def test_without_mask_files_the_alpha_of_a_picture_is_its_mask(scene_folder):
     assert load_mask(scene, 0) is None
     np.testing.assert_array_equal(load_mask(scene, 1), pixels[..., 3] > 0)
     assert load_mask(scene, 1, max_size=20).shape == (15, 20)
+
+
+@pytest.mark.parametrize("channel", ["Z", "View Layer.Depth.Z", "Y"])
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_exr_depth_of_any_renderer(tmp_path, channel, kind):
+    exr = pytest.importorskip("OpenEXR", reason="reads .exr")
+    depth = np.array([[1.5, 2.0, 0.0], [np.inf, 4.0, 5.0]], kind)
+    other = np.ones_like(depth)
+    header = {"compression": exr.ZIP_COMPRESSION, "type": exr.scanlineimage}
+    exr.File(header, {"A": other, channel: depth}).write(str(tmp_path / "d.exr"))
+    expected = np.where(np.isfinite(depth), depth, 0)
+    np.testing.assert_array_equal(load_depth_file(tmp_path / "d.exr"), expected)
+    exr.File(header, {"A": other}).write(str(tmp_path / "d.exr"))
+    with pytest.raises(InputError, match=r"d.exr: no channel Z, V, depth, Y or R; it has A"):
+        load_depth_file(tmp_path / "d.exr")
+    (tmp_path / "d.exr").write_bytes(b"no exr")
+    with pytest.raises(InputError, match=r"d.exr: cannot be read as EXR"):
+        load_depth_file(tmp_path / "d.exr")
+
+
+def test_formats_whose_package_is_missing_name_it(tmp_path, monkeypatch):
+    for package, name in (("OpenEXR", "d.exr"), ("pillow_heif", "p.heic")):
+        monkeypatch.setitem(sys.modules, package, None)
+        (tmp_path / name).write_bytes(b"anything")
+        with pytest.raises(InputError, match=f"{name}: .*needs another package; pip install"):
+            (load_depth_file if name.endswith("exr") else read_image)(tmp_path / name)
+
+
+def test_heic_photos_are_read(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="reads HEIC")
+    pixels = np.full((32, 48, 3), (200, 60, 30), np.uint8)
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "p.heic")
+    found = read_image(tmp_path / "p.heic")
+    assert found.shape == pixels.shape and np.abs(found.astype(int) - pixels).max() < 12
+    assert list_photos(tmp_path) == [tmp_path / "p.heic"]
+
+
+def test_a_video_is_no_photo(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"ftyp")
+    with pytest.raises(InputError, match=r"clip.mp4: is a video; .*frames.* folder of photos"):
+        list_photos(tmp_path / "clip.mp4")
+    with pytest.raises(InputError, match=r"holds no photo .*clip.mp4"):
+        list_photos(tmp_path)
