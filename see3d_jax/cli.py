@@ -186,6 +186,56 @@ def _fill_ready_warps(output: Path, options: dict[str, object]) -> None:
 @app.command(
     epilog="""\b
 Examples:
+  see3d edit --input scene --reference 3 --edited edited.png --region region.png \\
+      --checkpoint workdir --output out/edited
+""",
+)
+@click.option(
+    "--input", "source", type=_PATH, required=True, metavar="FOLDER",
+    help="Posed photos; their depth, if there is any, tells what stands in front of the edit.",
+)  # fmt: skip
+@click.option(
+    "--reference", required=True, metavar="INDEX_OR_NAME", help="The frame that was edited."
+)
+@click.option("--edited", type=_PATH, required=True, metavar="IMAGE", help="That frame, edited.")
+@click.option(
+    "--region", type=_PATH, required=True, metavar="IMAGE", help="White where it was edited."
+)
+@click.option(
+    "--edited-depth", type=_PATH, default=None, metavar="FILE",
+    help="Planar depth after the edit, if it changed the shape [default: as before].",
+)  # fmt: skip
+@click.option("--checkpoint", type=_PATH, required=True, metavar="DIR", help="As of generate.")
+@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
+@click.option("--views", type=int, default=None, metavar="N", help="Of the others [default: all].")
+@click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
+@click.option("--guidance", type=float, default=None, metavar="G", help="As of generate.")
+@click.option(
+    "--sampler", type=click.Choice(["ddim", "fast", "official"]), default="ddim",
+    show_default=True,
+)  # fmt: skip
+@click.option("--size", type=int, default=None, metavar="PIXELS", help="As of generate.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def edit(output: Path, **options: object) -> None:
+    """Carries the edit of one photo to the other photos of a scene.
+
+    What the edited photo shows in the region is warped into every other photo; the model fills
+    what the old content leaves open. Everything else stays as it is. OUTPUT is as of generate.
+    """
+    from see3d_jax.pipelines.edit import edit as run
+    from see3d_jax.pipelines.export import check_output_folder, write_generated
+
+    check_output_folder(output)
+    result = run(**options)
+    written = write_generated(result, output)
+    for warning in result.run["warnings"]:
+        click.echo(f"note: {warning}", err=True)
+    click.echo(f"wrote {written}: {len(result.views)} edited views")
+
+
+@app.command(
+    epilog="""\b
+Examples:
   see3d reconstruct --input scene --output out/scene
   see3d reconstruct --input out/views --output out/scene --steps 400 --gaussians 8000
 """,

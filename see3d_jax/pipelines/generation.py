@@ -169,9 +169,12 @@ def generate(
     scene = _open_source(
         Path(source), depth_file, trajectory, fov, cameras_folder, depth_model is not None
     )
-    if not references and depth_model is not None:
-        references = (0,)
-    chosen = _choose_references(scene, references, depth_file)
+    if references or depth is not None:
+        chosen = choose_frames(scene, references or (0,))
+    else:
+        chosen = stereo_references(scene)
+    if depth_file is not None and len(chosen) > 1:
+        raise InputError("--depth is the depth of one reference; give only one --reference with it")
     model = load_model(
         checkpoint, unet=unet, references=len(chosen), sampler=sampler, prompt=prompt
     )
@@ -194,7 +197,7 @@ def generate(
     clock.lap("load")
 
     targets = stack(path)
-    given = np.stack([_resized(image, width, height) for image in images])
+    given = np.stack([resize_image(image, width, height) for image in images])
     settings = {
         "checkpoint": str(Path(checkpoint).resolve()), "model": model.name, "sampler": sampler,
         "steps": steps, "guidance": guidance, "seed": seed, "prompt": prompt,
@@ -228,7 +231,7 @@ def generate(
     enlarged = None
     if enlarger is not None:
         large_model, wants_masks = enlarger
-        large = np.stack([_resized(image, width * FACTOR, height * FACTOR) for image in images])
+        large = np.stack([resize_image(image, width * FACTOR, height * FACTOR) for image in images])
         enlarged = enlarge_views(
             large_model, large, result, masks if wants_masks else None, steps,
             large_model.sampling.guidance, seed,
@@ -335,14 +338,10 @@ def _scene_of_photo(photo: Path, trajectory: str, fov: float | None) -> Scene:
     return Scene(photo, (photo.stem,), (photo,), (camera,))
 
 
-def _choose_references(
-    scene: Scene, references: Sequence[int | str], depth: str | os.PathLike[str] | None
-) -> list[int]:
-    if not references and depth is None:
-        return stereo_references(scene)
+def choose_frames(scene: Scene, wanted: Sequence[int | str]) -> list[int]:
+    """Indices of the frames called so, by index or name, each once. Raises InputError."""
     chosen = []
-    for wanted in references or (0,):
-        text = str(wanted)
+    for text in map(str, wanted):
         if text in scene.names:
             chosen.append(scene.names.index(text))
         elif text.isdecimal() and int(text) < len(scene):
@@ -352,10 +351,7 @@ def _choose_references(
                 f"--reference {text}: {scene.root} has frames 0 to {len(scene) - 1} "
                 f"({scene.names[0]} … {scene.names[-1]})"
             )
-    chosen = list(dict.fromkeys(chosen))
-    if depth is not None and len(chosen) > 1:
-        raise InputError("--depth is the depth of one reference; give only one --reference with it")
-    return chosen
+    return list(dict.fromkeys(chosen))
 
 
 def working_size(width: int, height: int, side: int, multiple: int) -> tuple[int, int]:
@@ -463,7 +459,7 @@ def _true_images(
     return np.stack(found)
 
 
-def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
+def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Antialiased (area) resize of uint8 [H, W, 3]."""
     shrink = width <= image.shape[1]
     return cv2.resize(

@@ -34,14 +34,14 @@ def path_warnings(
     inside = behind_surfaces(references, targets)
     if inside:
         found.append(
-            f"views {_ranges(inside)}: the camera stands behind a surface that a reference shows "
-            "(a path through a wall?)"
+            f"views {number_ranges(inside)}: the camera stands behind a surface that a reference "
+            "shows (a path through a wall?)"
         )
     empty = np.flatnonzero(~masks.any((1, 2))).tolist()
     if empty:
         found.append(
-            f"views {_ranges(empty)}: nothing that is given or made before is visible (the warp is "
-            "all hole); the model makes them up"
+            f"views {number_ranges(empty)}: nothing that is given or made before is visible (the "
+            "warp is all hole); the model makes them up"
         )
     return found
 
@@ -65,10 +65,10 @@ def behind_surfaces(references: list[View], targets: Camera) -> list[int]:
     return np.flatnonzero(hidden & ~empty).tolist()
 
 
-def _ranges(numbers: list[int]) -> str:
+def number_ranges(numbers: list[int]) -> str:
     """Sorted numbers in words.
 
-    >>> _ranges([1, 2, 3, 7])
+    >>> number_ranges([1, 2, 3, 7])
     '1-3, 7'
     """
     parts: list[list[int]] = []

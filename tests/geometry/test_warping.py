@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -187,3 +188,21 @@ def test_rendered_room_with_exact_depth(shared):
         assert known.mean() > 0.7
         assert wrong.mean() < 0.005
         assert _psnr(np.asarray(warped.image)[0], images[1], known) > 30.5
+
+
+def test_gradients_reach_picture_and_depth():
+    source, target = _camera(), _camera((0.2, 0, 0), (0.2, 0, 1))
+    image, depth = _render(source, box=False)
+
+    def brightness(image, depth):
+        warped = warp_views(image[None], depth[None], stack([source]), stack([target]))
+        return jnp.square(warped.image).sum()
+
+    by_image, by_depth = jax.grad(brightness, (0, 1))(jnp.asarray(image), jnp.asarray(depth))
+    # Twice as bright is four times as much: Euler's identity for degree two, exact.
+    total = float(brightness(image, depth))
+    assert float((by_image * image).sum()) == pytest.approx(2 * total, rel=1e-4)
+    # A wall that moves away moves the picture by a fraction of a pixel.
+    step = 1e-3
+    moved = [float(brightness(image, depth + sign * step)) for sign in (1, -1)]
+    assert float(by_depth.sum()) == pytest.approx((moved[0] - moved[1]) / (2 * step), rel=0.1)

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.loop import distorted, judge, oracle_rounds, summary, true_views
 from data_prep.synthetic import make_clip
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
+from see3d_jax.pipelines import rounds as rounds_module
 from see3d_jax.pipelines.coverage import choose_anchors
 from see3d_jax.pipelines.inputs import load_depth, load_images, load_scene
 from see3d_jax.pipelines.rounds import Round, trusted_depth, warp_round
@@ -201,3 +202,36 @@ def test_depth_keeps_planes_and_edges_when_resized() -> None:
     near, far = resized[:, :12], resized[:, 14:]
     assert near.max() < 5 < far[far > 0].min() and np.isfinite(resized).all()
     assert (resized == 0).any() and (resized == 0).mean() < 0.1
+
+
+def test_a_walk_that_leaves_the_first_view_keeps_its_memory(monkeypatch) -> None:
+    """Sideways along an endless wall: every round stands on the last, and old views are let go."""
+    height, width, step = 32, 48, 0.5
+    k = intrinsics_matrix(40, 40, width / 2, height / 2)
+    depth = np.full((height, width), 4.0, np.float32)
+
+    def view(number: int) -> View:
+        pose = np.eye(4, dtype=np.float32)
+        pose[0, 3] = -step * number
+        column = (np.arange(width) + 0.5 - width / 2) / 40 * 4 + step * number
+        row = (np.arange(height) + 0.5 - height / 2) / 40 * 4
+        colour = 128 + 80 * np.sin(3 * column)[None, :, None] * np.cos(4 * row)[:, None, None]
+        image = np.repeat(colour, 3, -1).astype(np.uint8)
+        return View(image, depth, Camera(k, pose, width, height))
+
+    monkeypatch.setattr(rounds_module, "_CANDIDATES", 6)
+    seen, choose = [], rounds_module.choose_anchors
+
+    def counted(references, candidates, *rest):
+        seen.append(len(candidates))
+        return choose(references, candidates, *rest)
+
+    monkeypatch.setattr(rounds_module, "choose_anchors", counted)
+    targets = [view(number) for number in range(1, 25)]
+    rounds = oracle_rounds([view(0)], targets, 4)
+    assert max(seen) == 6  # not 20: views at work do not grow with the path
+    figures = [judge(done, [view(0)], targets) for done in rounds]
+    assert figures[0]["by_reference"] > 0.5 and figures[-1]["by_reference"] == 0
+    for done, row in zip(rounds[1:], figures[1:], strict=True):
+        assert done.report["anchors"] and row["known"] > 0.5
+        assert row["psnr"] > 30 and row["wrong_surface"] < 0.01
