@@ -89,6 +89,10 @@ Examples:
     "first, with two neighbours where depth has to come from stereo].",
 )  # fmt: skip
 @click.option(
+    "--matcher", type=_PATH, default=None, metavar="FILE",
+    help="A learned matcher (.onnx) for photos without cameras [default: SIFT].",
+)  # fmt: skip
+@click.option(
     "--fov", type=float, default=None, metavar="DEGREES",
     help="Horizontal field of view of a photo whose camera is unknown [default: 55].",
 )  # fmt: skip

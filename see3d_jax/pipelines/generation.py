@@ -119,6 +119,7 @@ def generate(
     rounds_folder: str | os.PathLike[str] | None = None,
     sr: str | os.PathLike[str] | None = None,
     cameras_folder: str | os.PathLike[str] | None = None,
+    matcher: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Generated:
     """Generates views along a camera path from one photo with depth, or from posed views.
@@ -151,6 +152,7 @@ def generate(
       sr: weights for a last pass that enlarges the result by two (`pipelines.superres`).
       cameras_folder: where the cameras of a folder of unposed photos are kept (`pipelines.sfm`);
         default: such folders are refused.
+      matcher: an .onnx file that matches such photos instead of SIFT (`pipelines.matching`).
       seed: same seed, same views.
 
     Raises InputError for anything wrong with these, naming it.
@@ -167,7 +169,13 @@ def generate(
         raise InputError("--depth-kind says what a depth model outputs; give --depth MODEL.onnx")
     depth_file = None if depth_model else depth
     scene = _open_source(
-        Path(source), depth_file, trajectory, fov, cameras_folder, depth_model is not None
+        Path(source),
+        depth_file,
+        trajectory,
+        fov,
+        cameras_folder,
+        matcher,
+        depth_model is not None,
     )
     if references or depth is not None:
         chosen = choose_frames(scene, references or (0,))
@@ -295,13 +303,14 @@ def _default_estimator(model: DepthModel | None) -> DepthEstimator:
 
 def _open_source(
     source: Path, depth: str | os.PathLike[str] | None, trajectory: str, fov: float | None,
-    cameras_folder: str | os.PathLike[str] | None, has_depth_model: bool,
+    cameras_folder: str | os.PathLike[str] | None, matcher: str | os.PathLike[str] | None,
+    has_depth_model: bool,
 ) -> Scene:  # fmt: skip
     """The given photo or folder as a Scene; one photo is a scene of one view."""
     if not source.exists():
         raise InputError(f"{source}: no such photo or folder")
     if source.is_dir() or source.suffix == ".json":
-        scene = open_scene(source, cameras_folder)
+        scene = open_scene(source, cameras_folder, matcher)
     else:
         scene = _scene_of_photo(source, trajectory, fov)
     if depth is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -21,10 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from see3d_jax.errors import InputError, WorkError
 from see3d_jax.files import atomic_path, write_json
-from see3d_jax.media import image_size, upright_jpeg
+from see3d_jax.media import image_size, read_image, upright_jpeg
 from see3d_jax.pipelines.inputs import Scene, has_cameras, list_photos, load_scene, unique_names
+from see3d_jax.pipelines.matching import Matcher, load_matcher, verified
 
 MAX_SIDE = 1600  # pixels; more finds hardly more points and takes longer
 MAX_SECONDS = 3600.0
@@ -34,20 +38,23 @@ _WORKER = Path(__file__).with_name("sfm_worker.py")
 
 
 def open_scene(
-    source: str | os.PathLike[str], cameras_folder: str | os.PathLike[str] | None
+    source: str | os.PathLike[str],
+    cameras_folder: str | os.PathLike[str] | None,
+    matcher: str | os.PathLike[str] | None = None,
 ) -> Scene:
     """A posed scene as it is; a folder of photos without cameras after structure from motion.
 
     Args:
       source: folder, or a camera file in it (see `load_scene`).
       cameras_folder: where the cameras of unposed photos are kept; None: such photos are refused.
+      matcher: a learned matcher for them (see `pipelines.matching`); default COLMAP's SIFT.
 
     Raises InputError when the folder holds neither, or says why no cameras can be found.
     """
     folder = Path(source)
     if cameras_folder is None or not folder.is_dir() or has_cameras(folder):
         return load_scene(folder)
-    return load_scene(find_cameras(folder, cameras_folder))
+    return load_scene(find_cameras(folder, cameras_folder, matcher=matcher))
 
 
 def beside(output: str | os.PathLike[str]) -> Path:
@@ -60,6 +67,7 @@ def find_cameras(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
+    matcher: str | os.PathLike[str] | None = None,
     seed: int = 0,
     max_seconds: float = MAX_SECONDS,
 ) -> Path:
@@ -76,7 +84,9 @@ def find_cameras(
         raise InputError(
             f"{source}: one photo shows no parallax; give it alone (--input PHOTO) with --depth"
         )
-    key = {"photos": {photo.name: _digest(photo) for photo in photos}, "seed": seed}
+    match = load_matcher(matcher) if matcher is not None else None
+    key: dict[str, Any] = {"photos": {photo.name: _digest(photo) for photo in photos}, "seed": seed}
+    key["matcher"] = matcher and _digest(Path(matcher))
     if _is_ours(target, key):
         return target
     if target.exists() and not (target / _REPORT).is_file():
@@ -93,6 +103,8 @@ def find_cameras(
         sizes = {image_size(work / "photos" / name) for name in names}
         job = {"folder": str(work), "one_camera": len(sizes) == 1, "seed": seed}
         (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        if match is not None:
+            _match_pairs(match, work, names)
         _run_worker(work, source, len(photos), max_seconds)
         found = _read(work / "result.json")
         _check(source, names, found["matches"], found["registered"])
@@ -110,6 +122,29 @@ def _prepare(photos: Sequence[Path], folder: Path) -> list[str]:
     for photo, name in zip(photos, names, strict=True):
         upright_jpeg(photo, folder / name, MAX_SIDE)
     return names
+
+
+def _match_pairs(match: Matcher, work: Path, names: list[str]) -> None:
+    """Writes what a learned matcher finds in all pairs, for the worker: work/matches.npz.
+
+    points_I [N, 2] are the points of photo I, pair_I_J [K, 2] indices into those of I and J. Points
+    within a quarter of a pixel are one, so that they can be followed from pair to pair.
+    """
+    pictures = [read_image(work / "photos" / name) for name in names]
+    points: list[dict[tuple[int, int], int]] = [{} for _ in names]
+    arrays = {}
+    for i, j in itertools.combinations(range(len(names)), 2):
+        found = verified(match(pictures[i], pictures[j]), threshold=3.0)
+        columns = [
+            [table.setdefault(tuple(place), len(table)) for place in np.rint(4 * at).astype(int)]
+            for table, at in ((points[i], found.first), (points[j], found.second))
+        ]
+        if len(found):
+            arrays[f"pair_{i}_{j}"] = np.unique(np.array(columns, np.uint32).T, axis=0)
+    for i, table in enumerate(points):
+        places = np.array(list(table), np.float32).reshape(-1, 2) / 4
+        arrays[f"points_{i}"] = places
+    np.savez(work / "matches.npz", names=np.array(names), **arrays)
 
 
 def _run_worker(work: Path, source: Path, count: int, max_seconds: float) -> None:

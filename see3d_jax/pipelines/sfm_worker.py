@@ -1,7 +1,8 @@
 """Structure from motion by pycolmap, as a process of its own: `python -P sfm_worker.py JOB.json`.
 
 A process, because COLMAP may abort the interpreter it runs in, and because it has to be stopped
-when it takes too long. Reads the job that `pipelines.sfm` wrote; leaves `result.json` in the job's
+when it takes too long. Reads the job that `pipelines.sfm` wrote (and its matches.npz, if it matched
+the photos itself); leaves `result.json` in the job's
 folder and, if there is a model, a scene folder `scene` with undistorted images and a pinhole COLMAP
 model as text. Imports nothing of this project.
 """
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pycolmap
 
 
@@ -22,16 +24,23 @@ def run(folder: Path, one_camera: bool, seed: int) -> None:
     photos = folder / "photos"
     count = len(list(photos.iterdir()))
     best: pycolmap.Reconstruction | None = None
-    for thorough in (False, True):  # the second attempt takes several times as long
+    given = folder / "matches.npz"
+    attempts = (False,) if given.is_file() else (False, True)
+    for thorough in attempts:  # the second attempt takes several times as long
         place = folder / f"attempt_{int(thorough)}"
         place.mkdir()
-        matches = _match(photos, place / "database.db", one_camera, thorough, seed)
+        database = place / "database.db"
+        if given.is_file():
+            _import_matches(photos, database, one_camera, given, seed)
+        else:
+            _match(photos, database, one_camera, thorough, seed)
+        matches = _matched_pairs(database)
         options = pycolmap.IncrementalPipelineOptions()
         options.min_model_size = 2  # 10 by default
         options.num_threads = options.mapper.num_threads = 1  # same photos, same cameras
         options.random_seed = seed
         options.mapper.random_seed = options.triangulation.random_seed = seed
-        models = pycolmap.incremental_mapping(place / "database.db", photos, place, options)
+        models = pycolmap.incremental_mapping(database, photos, place, options)
         largest = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
         if largest and (best is None or largest.num_reg_images() > best.num_reg_images()):
             best = largest
@@ -43,8 +52,8 @@ def run(folder: Path, one_camera: bool, seed: int) -> None:
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def _match(photos: Path, database: Path, one_camera: bool, thorough: bool, seed: int) -> list[list]:
-    """[name, name, points that fit one relative pose] of every pair of photos that has any."""
+def _match(photos: Path, database: Path, one_camera: bool, thorough: bool, seed: int) -> None:
+    """Finds and matches SIFT features in all pairs."""
     pycolmap.set_random_seed(seed)
     extraction = pycolmap.FeatureExtractionOptions()
     matching = pycolmap.FeatureMatchingOptions()
@@ -55,12 +64,38 @@ def _match(photos: Path, database: Path, one_camera: bool, thorough: bool, seed:
     verification.ransac.random_seed = seed
     pycolmap.extract_features(
         database, photos, extraction_options=extraction, device=pycolmap.Device.cpu,
-        camera_mode=pycolmap.CameraMode.SINGLE if one_camera else pycolmap.CameraMode.PER_IMAGE,
+        camera_mode=_camera_mode(one_camera),
     )  # fmt: skip
     pycolmap.match_exhaustive(
         database, matching_options=matching, verification_options=verification,
         device=pycolmap.Device.cpu,
     )  # fmt: skip
+
+
+def _import_matches(photos: Path, database: Path, one_camera: bool, given: Path, seed: int) -> None:
+    """Takes the matches that another matcher found; COLMAP verifies them as its own."""
+    pycolmap.set_random_seed(seed)
+    pycolmap.Database.open(database).close()  # makes the file
+    pycolmap.import_images(database, photos, camera_mode=_camera_mode(one_camera))
+    with np.load(given) as arrays, pycolmap.Database.open(database) as opened:
+        names = arrays["names"].tolist()
+        ids = {image.name: image.image_id for image in opened.read_all_images()}
+        for number, name in enumerate(names):
+            opened.write_keypoints(ids[name], arrays[f"points_{number}"])
+        for key in (key for key in arrays.files if key.startswith("pair_")):
+            first, second = (names[int(number)] for number in key.split("_")[1:])
+            opened.write_matches(ids[first], ids[second], arrays[key])
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = seed
+    pycolmap.geometric_verification(database, two_view_geometry_options=verification)
+
+
+def _camera_mode(one_camera: bool) -> pycolmap.CameraMode:
+    return pycolmap.CameraMode.SINGLE if one_camera else pycolmap.CameraMode.PER_IMAGE
+
+
+def _matched_pairs(database: Path) -> list[list]:
+    """[name, name, points that fit one relative pose] of every pair of photos that has any."""
     with pycolmap.Database.open(database) as opened:
         names = {image.image_id: image.name for image in opened.read_all_images()}
         ids, counts = opened.read_two_view_geometry_num_inliers()

@@ -18,6 +18,7 @@ from see3d_jax.geometry.cameras import project
 from see3d_jax.media import read_image, write_image
 from see3d_jax.pipelines import generation, sfm
 from see3d_jax.pipelines.inputs import load_images, load_scene
+from see3d_jax.pipelines.matching import sift_matches
 
 needs_pycolmap = pytest.mark.skipif(
     importlib.util.find_spec("pycolmap") is None, reason="pycolmap is not installed"
@@ -82,6 +83,21 @@ def test_cameras_of_a_room_are_found_and_kept(clip, photos, tmp_path, monkeypatc
     assert report["left_out"] == [] and len(report["registered"]) == FRAMES
     monkeypatch.setattr(sfm, "_run_worker", None)  # found again, not made again
     assert sfm.open_scene(photos, tmp_path / "cameras").names == scene.names
+
+
+@needs_pycolmap
+def test_another_matcher_finds_the_same_cameras(clip, photos, tmp_path, monkeypatch):
+    """OpenCV's SIFT in the place of a learned matcher."""
+    (tmp_path / "matcher.onnx").write_text("stands for a network")
+    monkeypatch.setattr(sfm, "load_matcher", lambda path: sift_matches)
+    scene = sfm.open_scene(photos, tmp_path / "cameras", tmp_path / "matcher.onnx")
+    distance, angle = similarity_errors(scene.cameras, load_scene(clip).cameras)
+    assert len(scene) == FRAMES and distance.max() < 0.1 and angle.max() < 3
+    monkeypatch.setattr(sfm, "load_matcher", lambda path: lambda a, b: sift_matches(a, b)[:0])
+    (tmp_path / "matcher.onnx").write_text("another")
+    with pytest.raises(InputError, match="no two of the 5 photos overlap"):
+        sfm.open_scene(photos, tmp_path / "cameras", tmp_path / "matcher.onnx")
+    assert len(load_scene(tmp_path / "cameras")) == FRAMES  # what was there is still there
 
 
 @pytest.mark.slow
