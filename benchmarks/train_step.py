@@ -187,7 +187,7 @@ def _spec(unet: Any) -> Any:
     return TrainSpec(
         unet=unet,
         optimizer=OptimizerSpec(1e-4, 1, 0.9, 0.999, 1e-8, 1e-2, 1.0),
-        objective=ObjectiveSpec(0.1, "code", 0.2, None),
+        objective=ObjectiveSpec(0.1, "code", 0.2, "prediction", "none"),
         accumulate=1,
         ema_decay=0.999,
         context_tokens=77,

@@ -77,7 +77,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.objective.drop_probability = 0.1  # [paper]
     config.objective.weight_form = "code"  # W_t [code]
     config.objective.beta = 0.2  # t' = ⌊0.2·t⌋ [paper, code]
-    config.objective.min_snr_gamma = ml_collections.config_dict.placeholder(float)  # off
+    config.objective.weighting = "prediction"  # or "sample", "min_snr"; diffusion.loss
+    config.objective.preconditioning = "none"  # as released; or "gaussian", diffusion.precondition
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1e-5  # [paper]

@@ -8,6 +8,7 @@ to the official filter, which ours replaces, and are not compared.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ KERNEL_SPREADS = 6.0
 
 def run_flow(path: Path, spec: Mapping[str, Any], goldens: Goldens) -> Iterator[Result]:
     """Every pair of frames of one file."""
-    weights = sorted(
+    weights = [
         file
+        for suffix in (".safetensors", ".pth")  # the second kind needs torch
         for folder in (path.parent, *path.resolve().parents[1:3])
-        for file in folder.glob("raft-*")
-        if file.suffix in (".pth", ".safetensors")
-    )
+        for file in sorted(folder.glob(f"raft-*{suffix}"))
+    ]
     if not weights:
         raise InputError(f"{path}: no RAFT weights (raft-*.pth) in or above its folder")
+    if weights[0].suffix == ".pth" and importlib.util.find_spec("torch") is None:
+        yield Result("", skipped=f"{weights[0].name} needs torch: pip install torch")
+        return
     parameters = convert(open_tensors(weights[0]))
     shapes = {name: value.shape for name, value in parameters.items()}
     variant = LARGE if shapes == parameter_shapes(LARGE) else SMALL

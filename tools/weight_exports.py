@@ -63,6 +63,11 @@ def export_training(workdir: Path, output: Path) -> None:
     check_new(output)
     model = load_model(workdir)
     unet = model.unet
+    if model.preconditioning != "none":
+        raise InputError(
+            f"{workdir}: was trained with config.objective.preconditioning="
+            f"{model.preconditioning!r}, which the PyTorch network knows nothing of"
+        )
     if unet.norm_groups != 32:
         raise InputError(
             f"{workdir}: the network has {unet.norm_groups} norm groups; the PyTorch one has 32"

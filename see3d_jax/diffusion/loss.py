@@ -21,6 +21,9 @@ from see3d_jax.diffusion.visual_condition import mix_condition, network_input
 
 Denoise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+WEIGHTINGS = ("prediction", "sample", "min_snr")
+_MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
+
 
 @flax.struct.dataclass
 class LossNoise:
@@ -84,7 +87,7 @@ def diffusion_loss(
     *,
     weight_form: str = "code",
     beta: float = 0.2,
-    min_snr_gamma: float | None = None,
+    weighting: str = "prediction",
     targets: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean squared error over the entries of target views.
@@ -99,7 +102,9 @@ def diffusion_loss(
       context: [B, V, L, context_dim].
       noise: see `draw_loss_noise`.
       weight_form, beta: see `visual_condition.mixing_weight`.
-      min_snr_gamma: weight samples by min(SNR, gamma) (Hang et al. 2023); None: all alike.
+      weighting: what counts alike at all timesteps: "prediction", errors of what the network
+        predicts; "sample", errors of x_0, which low noise, where hardly anything is left to learn,
+        adds little to; "min_snr", errors of x_0 times min(SNR, 5) (Hang et al. 2023).
       targets: number of target views to divide by where these arrays are part of a larger batch,
         whose loss is then the sum over the parts; None: the number in `is_reference`.
 
@@ -120,16 +125,19 @@ def diffusion_loss(
     per_view = error.mean((2, 3, 4)) * is_target  # [B, V]
     here = is_target.sum(1)  # [B]
     per_sample = per_view.sum(1)
-    weight = _snr_weight(schedule, t, min_snr_gamma)
+    weight = _timestep_weight(schedule, t, weighting)
     loss = (weight * per_sample).sum() / jnp.maximum(here.sum() if targets is None else targets, 1)
     return loss, {"t": t, "loss": per_sample / jnp.maximum(here, 1), "dropped": noise.dropped}
 
 
-def _snr_weight(schedule: Schedule, t: jax.Array, gamma: float | None) -> jax.Array:
-    """[B] weights: min(SNR, γ), over SNR for epsilon, over SNR + 1 for v."""
-    if gamma is None:
+def _timestep_weight(schedule: Schedule, t: jax.Array, weighting: str) -> jax.Array:
+    """[B] weights of squared errors of the prediction."""
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting: expected one of {WEIGHTINGS}, got {weighting!r}")
+    if weighting == "prediction":
         return jnp.ones(t.shape, jnp.float32)
     alpha_bar = jnp.asarray(schedule.alphas_cumprod)[t]
     snr = alpha_bar / (1 - alpha_bar)
-    divisor = {"epsilon": snr, "v": snr + 1, "sample": 1}[schedule.prediction]
-    return jnp.minimum(snr, gamma) / divisor
+    # The same error of x_0 makes a squared error this many times larger in what is predicted.
+    magnified = {"epsilon": snr, "v": snr + 1, "sample": 1}[schedule.prediction]
+    return (jnp.minimum(snr, _MIN_SNR_GAMMA) if weighting == "min_snr" else 1.0) / magnified

@@ -66,6 +66,15 @@ class Schedule:
             return output, (x_t - signal * output) / noise
         return signal * x_t - noise * output, signal * output + noise * x_t
 
+    def from_x0(self, x_t: jax.Array, x_0: jax.Array, t: jax.Array) -> jax.Array:
+        """The network output that implies these clean latents: `to_x0_eps` backwards."""
+        if self.prediction == "sample":
+            return x_0
+        signal, noise = self.coefficients(t, x_t.ndim)
+        if self.prediction == "epsilon":
+            return (x_t - signal * x_0) / noise
+        return (signal * x_t - x_0) / noise
+
 
 def signal_and_noise(alpha_bar: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
     """√ᾱ and √(1 − ᾱ) with trailing axes added until they have `ndim` axes."""

@@ -46,6 +46,10 @@ class Codec(Protocol):
     def channels(self) -> int:
         """Latent channels."""
 
+    @property
+    def deviation(self) -> np.ndarray:
+        """[channels] float32, roughly the standard deviation of latents of photographs."""
+
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[..., H, W, 3] in [−1, 1] → [..., H/f, W/f, c]; a key samples a random encoding."""
 
@@ -75,6 +79,11 @@ class DctCodec:
                 f"got {self.channels}"
             )
 
+    @property
+    def deviation(self) -> np.ndarray:
+        """[channels] float32, fitted to photographs."""
+        return _dct_basis(self.factor, self.channels)[2]
+
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[..., H, W, 3] → [..., H/f, W/f, channels]; `key` is not needed."""
         del key
@@ -82,12 +91,12 @@ class DctCodec:
         f = self.factor
         blocks = jnp.asarray(images, jnp.float32).reshape(*images.shape[:-3], h, f, w, f, 3)
         blocks = jnp.swapaxes(blocks, -4, -3).reshape(*images.shape[:-3], h, w, f * f * 3)
-        basis, unit = _dct_basis(self.factor, self.channels)
+        basis, unit, _ = _dct_basis(self.factor, self.channels)
         return blocks @ jnp.asarray(basis / unit)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """[..., h, w, channels] → [..., h·f, w·f, 3]; dropped coefficients are zero."""
-        basis, unit = _dct_basis(self.factor, self.channels)
+        basis, unit, _ = _dct_basis(self.factor, self.channels)
         *lead, h, w, _ = latents.shape
         f = self.factor
         blocks = (latents @ jnp.asarray((basis * unit).T)).reshape(*lead, h, w, f, f, 3)
@@ -111,6 +120,11 @@ class VaeCodec:
     def channels(self) -> int:
         """Latent channels."""
         return self.config.latent_channels
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """[channels] float32: `scaling_factor` is chosen to make it one."""
+        return np.ones(self.channels, np.float32)
 
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """The posterior's mean, or with a key a sample of it (as the released pipeline uses)."""
@@ -183,11 +197,12 @@ def _deviation(colour: int, u: int, v: int, factor: int) -> float:
 
 
 @functools.lru_cache(maxsize=8)
-def _dct_basis(factor: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal basis [f·f·3, channels] over (row, column, rgb), and units [channels].
+def _dct_basis(factor: int, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Orthonormal basis [f·f·3, channels] over (row, column, rgb), units, deviations [channels].
 
     A latent is a coefficient divided by its unit. Units follow the square root of the coefficients'
     deviations, so latents keep half of the natural predominance of coarse over fine (in decades).
+    Deviations are those of the latents.
     """
     position = (np.arange(factor) + 0.5) / factor
     waves = np.cos(np.pi * np.arange(factor)[:, None] * position) * np.sqrt(2 / factor)
@@ -201,4 +216,5 @@ def _dct_basis(factor: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
     columns = [np.einsum("i,j,k->ijk", waves[u], waves[v], _COLOUR[c]).ravel() for c, u, v in kept]
     deviation = np.array([_deviation(*k, factor) for k in kept])
     unit = np.sqrt(deviation * deviation.mean()) / _STRENGTH
-    return np.stack(columns, 1).astype(np.float32), unit.astype(np.float32)
+    arrays = (np.stack(columns, 1), unit, deviation / unit)
+    return tuple(array.astype(np.float32) for array in arrays)

@@ -107,6 +107,20 @@ def check_origin(init_from: str, name: str, wanted: UNetConfig) -> None:
     complete_steps(init_from)
 
 
+def check_preconditioning(init_from: str, wanted: str) -> None:
+    """Refuses weights that correct something else than this run's do (`diffusion.precondition`)."""
+    if _is_release(init_from):
+        found = "none"
+    else:
+        objective = read_run_config(init_from).get("objective", {})
+        found = objective.get("preconditioning", "none")
+    if found != wanted:
+        raise InputError(
+            f"config.objective.preconditioning is {wanted!r}, but the weights of {init_from} were "
+            f"trained with {found!r}; they must agree"
+        )
+
+
 def initial_unet(init_from: str, name: str, wanted: UNetConfig) -> Params:
     """The parameters that a run starts from.
 

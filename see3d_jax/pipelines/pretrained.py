@@ -9,6 +9,7 @@ a closed-over array becomes a constant of the compiled program.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
@@ -52,6 +54,7 @@ class See3DModel:
       image_size: side of the training images, pixels.
       views: views per training example, references included.
       sampling: settings the weights want: guidance, and how the condition is mixed.
+      preconditioning: what the network corrects, see `diffusion.precondition`.
       context_tokens: length of the context.
       context_encoder: CLIP towers; None: the model was trained on a context of zeros.
       official: repeat the released pipeline where it differs from better practice.
@@ -66,6 +69,7 @@ class See3DModel:
     image_size: int
     views: int
     sampling: SamplerConfig
+    preconditioning: str = "none"
     context_tokens: int = 1
     context_encoder: ContextEncoder | None = None
     official: bool = False
@@ -78,7 +82,12 @@ class See3DModel:
 
     def apply(self, params: Params, x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
         """The network: x [B, V, h, w, 2c+1], t [B, V], context → [B, V, h, w, c]."""
-        return apply_unet(self.unet, params, x, t, context)
+        denoise = precondition(
+            functools.partial(apply_unet, self.unet, params),
+            self.preconditioning, self.schedule, self.codec.deviation,
+            form=self.sampling.weight_form, beta=self.sampling.beta,
+        )  # fmt: skip
+        return denoise(x, t, context)
 
     def context(self, first_reference: np.ndarray, views: int) -> jax.Array:
         """[1, views, L, context_dim] for scenes whose first reference is uint8 [h, w, 3]."""
@@ -201,6 +210,7 @@ def _trained_model(workdir: Path, step: int | None, sampler: str) -> See3DModel:
                 beta=config["objective"]["beta"],
                 **SAMPLERS[sampler],
             ),
+            preconditioning=config["objective"]["preconditioning"],
             context_tokens=config["context"]["tokens"],
             context_encoder=origins.find_release(config["init_from"]).context_encoder()
             if config["context"]["image"]

@@ -192,8 +192,8 @@ def _row_by_row(
     def on_device(
         params: Params, batch: dict, frozen: Frozen, schedule: Schedule, key: jax.Array
     ) -> jax.Array:
-        denoise = local_denoiser(spec, params, mesh, weight_specs)
         frozen = gather(frozen_specs, frozen)
+        denoise = local_denoiser(spec, params, mesh, weight_specs, schedule, frozen.codec)
 
         def one(row_and_batch: tuple[jax.Array, dict]) -> jax.Array:
             row, single = row_and_batch

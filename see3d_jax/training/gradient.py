@@ -19,7 +19,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from see3d_jax.diffusion.loss import Denoise, diffusion_loss, draw_loss_noise
+from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.diffusion.schedule import Schedule
+from see3d_jax.models.codec import Codec
 from see3d_jax.models.unet import Parts
 from see3d_jax.models.weights import apply_unet
 from see3d_jax.training.inputs import batch_context, encode_batch
@@ -113,17 +115,19 @@ def _loss(
         drop_probability=spec.objective.drop_probability,
     )  # fmt: skip
     loss, _ = diffusion_loss(
-        local_denoiser(spec, params, mesh, weight_specs),
+        local_denoiser(spec, params, mesh, weight_specs, schedule, frozen.codec),
         schedule, x_0, condition, mask, batch["is_reference"], context, noise,
         weight_form=spec.objective.weight_form,
         beta=spec.objective.beta,
-        min_snr_gamma=spec.objective.min_snr_gamma,
+        weighting=spec.objective.weighting,
         targets=targets,
     )  # fmt: skip
     return loss
 
 
-def local_denoiser(spec: TrainSpec, params: Params, mesh: Mesh, weight_specs: Any) -> Denoise:
+def local_denoiser(
+    spec: TrainSpec, params: Params, mesh: Mesh, weight_specs: Any, schedule: Schedule, codec: Codec
+) -> Denoise:
     """The network for this device's rows and views, inside `jax.shard_map`; `params` are shards."""
     dtype = jnp.dtype(spec.unet.dtype)
 
@@ -136,7 +140,11 @@ def local_denoiser(spec: TrainSpec, params: Params, mesh: Mesh, weight_specs: An
         gather=gather_block if weights_are_split else None,
         view_axis=VIEW_AXIS if mesh.shape[VIEW_AXIS] > 1 else None,
     )
-    return functools.partial(apply_unet, spec.unet, params, parts=parts)
+    return precondition(
+        functools.partial(apply_unet, spec.unet, params, parts=parts),
+        spec.objective.preconditioning, schedule, codec.deviation,
+        form=spec.objective.weight_form, beta=spec.objective.beta,
+    )  # fmt: skip
 
 
 def _accumulated(

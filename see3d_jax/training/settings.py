@@ -19,6 +19,8 @@ import numpy as np
 
 from see3d_jax.data.examples import ExampleSpec, LatentSpec
 from see3d_jax.data.mixture import DataSource
+from see3d_jax.diffusion.loss import WEIGHTINGS
+from see3d_jax.diffusion.precondition import PRECONDITIONINGS
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
@@ -67,13 +69,23 @@ class ObjectiveSpec:
       drop_probability: share of samples that go without the visual condition.
       weight_form: form of W_t that goes with `config.condition`.
       beta: t' = ⌊beta·t⌋ of the condition's noise.
-      min_snr_gamma: cap of the loss weight; None: all timesteps count alike.
+      weighting: how timesteps count, see `diffusion.loss`.
+      preconditioning: what the network corrects, see `diffusion.precondition`.
     """
 
     drop_probability: float
     weight_form: str
     beta: float
-    min_snr_gamma: float | None
+    weighting: str
+    preconditioning: str
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("weighting", WEIGHTINGS),
+            ("preconditioning", PRECONDITIONINGS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +260,7 @@ def check_origin(config: ml_collections.ConfigDict, unet: UNetConfig) -> None:
     """Refuses a `config.init_from` that holds no weights for this network; reads none yet."""
     if config.init_from:
         origins.check_origin(config.init_from, config.init_unet, unet)
+        origins.check_preconditioning(config.init_from, config.objective.preconditioning)
     elif config.init_unet:
         raise InputError("config.init_unet names a UNet, but config.init_from is empty")
 

@@ -115,8 +115,24 @@ def test_min_snr_weighting_tames_clean_samples_under_epsilon():
     schedule = make_schedule(prediction="epsilon")
     silent = lambda x, t, context: jnp.zeros_like(x[..., :5])  # noqa: E731
     plain, _ = _loss(silent, schedule=schedule)
-    weighted, aux = _loss(silent, schedule=schedule, min_snr_gamma=5.0)
+    weighted, aux = _loss(silent, schedule=schedule, weighting="min_snr")
     snr = schedule.alphas_cumprod[aux["t"]] / (1 - schedule.alphas_cumprod[aux["t"]])
     expected = (np.minimum(snr, 5) / snr * aux["loss"]).mean()
     np.testing.assert_allclose(weighted, expected, rtol=1e-4)
     assert weighted < plain
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
+def test_sample_weighting_counts_errors_of_the_clean_latents(prediction):
+    schedule = make_schedule(prediction=prediction)
+
+    def off_by_two(x, t, context):
+        return schedule.from_x0(x[..., :5], X_0 + 2.0, t)
+
+    loss, _ = _loss(off_by_two, schedule=schedule, weighting="sample")
+    np.testing.assert_allclose(loss, 4.0, rtol=1e-3)
+
+
+def test_an_unknown_weighting_is_refused():
+    with pytest.raises(ValueError, match="weighting: expected one of"):
+        _loss(lambda x, t, context: x[..., :5], weighting="snr")

@@ -59,7 +59,7 @@ def test_the_tpu_kernel_agrees_with_the_formula_in_values_and_gradients(monkeypa
     with pltpu.force_tpu_interpret_mode():
         found = _value_and_gradients(lambda *x: attention(*x, backend="splash"), q, k, v, d_out)
     for got, wanted in zip(found, expected):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
 
 
 def test_ragged_lengths_are_refused_by_the_tpu_kernel_with_the_way_out():

@@ -54,6 +54,8 @@ def test_dct_latents_outweigh_the_noise_of_the_condition_and_coarse_ones_most():
     deviation = np.asarray(DctCodec(4, 12).encode(_photos(128))).std((0, 1, 2))
     assert 2.0 < np.sqrt(np.mean(deviation**2)) < 3.0, deviation
     assert deviation.argmax() == 0 and deviation.min() > 0.58, deviation
+    stated = DctCodec(4, 12).deviation
+    assert np.abs(np.log(stated / deviation)).max() < np.log(1.6), stated / deviation
 
 
 def test_dct_with_all_coefficients_is_lossless_and_energy_stays_local():

@@ -172,11 +172,10 @@ def test_a_trained_network_becomes_one_that_pytorch_code_loads(tmp_path, monkeyp
     config = unet_config({**spec, "attention_resolutions": [1]})
     params = init_unet(config, 0)
 
-    def model(**changes):
+    def model(preconditioning="none", **changes):
         unet = dataclasses.replace(config, **changes)
-        monkeypatch.setattr(
-            weight_exports, "load_model", lambda _: SimpleNamespace(unet=unet, params=params)
-        )
+        loaded = SimpleNamespace(unet=unet, params=params, preconditioning=preconditioning)
+        monkeypatch.setattr(weight_exports, "load_model", lambda _: loaded)
 
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     model()
@@ -187,6 +186,9 @@ def test_a_trained_network_becomes_one_that_pytorch_code_loads(tmp_path, monkeyp
     jax.tree.map(np.testing.assert_array_equal, unet_params_from_torch(stored, config), params)
     model(norm_groups=16)
     with pytest.raises(InputError, match="16 norm groups; the PyTorch one has 32"):
+        _run(export_diffusers, "--input", tmp_path / "run", "--output", tmp_path / "other")
+    model(preconditioning="gaussian")
+    with pytest.raises(InputError, match="'gaussian', which the PyTorch network knows nothing of"):
         _run(export_diffusers, "--input", tmp_path / "run", "--output", tmp_path / "other")
 
 

@@ -57,6 +57,7 @@ def mvdream(tmp_path_factory):
 def config_of(origin, data="unused", **overrides):
     """configs/tiny.py with the architecture of the small weights: 16² images, 2 or 3 views."""
     config = tiny.get_config()
+    config.objective.preconditioning = "none"  # as published weights were trained
     config.codec = ml_collections.ConfigDict({"kind": "vae", "slicing": True})
     config.model.in_channels, config.model.out_channels = 9, 4
     config.update_from_flattened_dict(
@@ -206,6 +207,7 @@ def test_a_trained_run_goes_back_to_pytorch_names(first_stage, mvdream, tmp_path
         ({"init_unet": "sparse"}, r"config\.init_unet: .* has no UNet 'sparse'; .*\['mvdream'\]"),
         ({"init_from": "nowhere"}, r"nowhere: no such training folder"),
         ({"init_from": "", "init_unet": "SR"}, r"config\.init_unet names a UNet, but"),
+        ({"objective.preconditioning": "gaussian"}, r"'gaussian', but .* were trained with 'none'"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(mvdream, overrides, message):

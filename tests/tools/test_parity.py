@@ -11,7 +11,7 @@ from weight_fixtures import MVDREAM, UNET, VAE, random_tensors, small_files
 from see3d_jax.errors import InputError
 from see3d_jax.models.release import torch_shapes, unet_config
 from see3d_jax.models.weights import apply_unet, unet_params_from_torch
-from tools import parity
+from tools import parity, parity_flow
 
 SMALL = {**UNET, "channel_mult": [1], "attention_resolutions": []}
 
@@ -137,3 +137,10 @@ def test_published_layouts_are_consumed_whole(shared):
 def test_all_official_outputs_are_matched(shared):
     code, output = _run(shared / "goldens")
     assert code == 0, output
+
+
+def test_flow_weights_that_only_torch_reads_are_skipped_without_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(parity_flow.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "raft-small.pth").touch()
+    (result,) = parity_flow.run_flow(tmp_path / "clip.json", {}, None)
+    assert result.skipped == "raft-small.pth needs torch: pip install torch"
