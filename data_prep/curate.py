@@ -243,6 +243,7 @@ def curate(
         for path, name in files
     ]
     todo = [job for job in jobs if not (job.folder / "result.json").is_file()]
+    todo.sort(key=lambda job: -_file_size(job.path))  # a long one at the end would keep one core
     if len(todo) < len(jobs):
         click.echo(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already")
     lost: dict[str, str] = {}
@@ -272,6 +273,13 @@ def curate(
             f"{lines[0]['reason']}"
         )
     return lines
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it gets its verdict later
+        return 0
 
 
 def run_job(job: Job) -> None:

@@ -34,7 +34,7 @@ Examples:
   python -m data_prep.evaluate --labels manifest.json --decisions d.jsonl --output scores.json
   python -m data_prep.curate --input videos/ --output all/ --all-stages
   python -m data_prep.evaluate --labels manifest.json --decisions all/decisions.jsonl \\
-      --leave-one-out --picture curve.svg
+      --leave-one-out --picture curve.svg --table table.md
 """
 
 
@@ -45,10 +45,17 @@ Examples:
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the numbers here.")
 @click.option("--leave-one-out", is_flag=True, help="Choose thresholds on all other videos, for "
               "each video; needs decisions of curate --all-stages.")  # fmt: skip
+@click.option("--table", type=click.Path(path_type=Path), help="Every video with its label, "
+              "decision and reason, as Markdown.")  # fmt: skip
 @click.option("--picture", type=click.Path(path_type=Path), help="Precision-recall curve as SVG; "
               "needs decisions of curate --all-stages.")  # fmt: skip
 def app(
-    labels: Path, decisions: Path, output: Path | None, leave_one_out: bool, picture: Path | None
+    labels: Path,
+    decisions: Path,
+    output: Path | None,
+    leave_one_out: bool,
+    table: Path | None,
+    picture: Path | None,
 ) -> None:
     """Precision and recall of curation, with the table of disagreements."""
     from data_prep import calibration
@@ -64,6 +71,8 @@ def app(
         wrong = [case.file for case, keep in out if calibration.wrong(case, keep)]
         result["leave_one_out"]["wrong"] = wrong
         click.echo(f"leave-one-out: {json.dumps(result['leave_one_out'])}")
+    if table is not None:
+        write_text(table, format_table(named, decided))
     if picture is not None:
         points = calibration.precision_recall(cases, Thresholds())
         chosen = {"precision": result["precision"], "strict_recall": result["strict_recall"]}
@@ -217,6 +226,20 @@ def format_result(result: dict) -> str:
     if result["unjudged"]:
         lines.append(f"no decision for {len(result['unjudged'])}: {', '.join(result['unjudged'])}")
     return "\n".join(lines)
+
+
+def format_table(labels: Sequence[dict], decisions: Sequence[dict]) -> str:
+    """Markdown: a row per labelled video that has a decision, sorted by name."""
+    rows = []
+    for label, decision in _paired(labels, decisions):
+        if decision is not None:
+            name = PurePosixPath(label["file"]).name
+            rows.append(
+                f"| {name} | {label['label']} | {decision['decision']} | "
+                f"{decision.get('stage', '')} | {decision.get('reason', '')} |"
+            )
+    head = ["| video | label | decision | stage | reason |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *sorted(rows)]) + "\n"
 
 
 def main() -> None:

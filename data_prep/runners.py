@@ -111,6 +111,8 @@ def die_with_parent() -> None:
 def _run_in_processes(
     job: Callable[[Any], Any], items: Sequence[Any], workers: int
 ) -> Iterator[tuple[Any, Any]]:
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # read by the workers; they share the cores already
     waiting = collections.deque(items)
     suspects: collections.deque[Any] = collections.deque()  # were running when a worker died
     while waiting or suspects:

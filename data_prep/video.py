@@ -43,6 +43,7 @@ DUPLICATE_PEAK = 4.0
 _DAMAGE = re.compile(r"error while decoding|concealing|corrupt|Invalid NAL|partial file")
 _NEXT_READER = "[next reader]"
 _DISK_FULL = 28  # exit code of the decoding process
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full, over quota, file too large
 FLAT_FRAME_STD = 4.0  # 8-bit levels: fades to black or white carry no scene
 
 
@@ -355,9 +356,9 @@ def _store(reader: _Reader, file: Path, video_seconds: float) -> dict:
                 previous = gray
                 out.write(np.ascontiguousarray(frame).tobytes())
                 times.append(time)
-        except OSError:
-            raise  # the disk, not the video
         except Exception as failure:  # decoders raise anything on broken data
+            if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:
+                raise  # the disk, not the video
             error = _first_line(failure)
     return {
         "decoder": reader.name, "declared": reader.declared, "decoded": decoded, "size": size,
@@ -418,7 +419,7 @@ def _main(path: str, folder: str, limits_json: str) -> None:
         result = _decode_in_this_process(path, Path(folder), limits)
         (Path(folder) / "result.json").write_text(json.dumps(result))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _DISK_ERRORS:
             sys.exit(_DISK_FULL)
         raise
 

@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -8,7 +11,7 @@ import pytest
 from curate_scenes import write
 
 from data_prep.curate import curate, find_videos
-from data_prep.evaluate import evaluate, read_labels
+from data_prep.evaluate import evaluate, format_table, read_labels
 from data_prep.rules import Thresholds
 from data_prep.runners import Runner, WorkerLost, run_jobs
 from data_prep.stages import Settings
@@ -148,6 +151,40 @@ def test_empty_folder_and_unwritable_output_exit_with_one_line(videos, tmp_path)
         assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
 
 
+def test_a_full_disk_ends_the_command_in_one_line_and_a_rerun_goes_on(videos, tmp_path):
+    """A limit on the size of files stands for the disk: writing the frames fails midway."""
+    command = [sys.executable, "-m", "data_prep.curate", "--input", videos / "parallax.mp4",
+               "--output", tmp_path / "out", "--runner", "serial"]  # fmt: skip
+    root = Path(__file__).resolve().parents[2]
+    limit = 2**20  # less than the decoded frames need
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=root,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("error: ") and "No space left" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".work"], "nothing half-written"
+    assert subprocess.run(command, capture_output=True, cwd=root).returncode == 0
+    assert [line["decision"] for line in lines(tmp_path / "out")] == ["keep"]
+
+
+def test_a_file_that_may_not_be_read_is_named_and_the_rest_is_judged(videos, tmp_path, monkeypatch):
+    usual = Path.open
+
+    def locked(path, *args, **more):  # as root every file can be read, so chmod proves nothing
+        if path.name == "mover.mp4":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return usual(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", locked)
+    files = [(videos / name, name) for name in ("mover.mp4", "one_frame.mp4")]
+    found = {line["path"]: line for line in curate(files, tmp_path, Settings())}
+    assert found["mover.mp4"]["decision"] == "error"
+    assert "Permission denied" in found["mover.mp4"]["reason"]
+    assert found["one_frame.mp4"]["decision"] == "reject"
+
+
 def test_evaluation_counts_against_acceptable_decisions(curated, tmp_path):
     labels = [
         {"file": "v/parallax.mp4", "label": "keep", "acceptable_decisions": ["keep"]},
@@ -163,6 +200,8 @@ def test_evaluation_counts_against_acceptable_decisions(curated, tmp_path):
     assert result["strict_recall"] == pytest.approx(1 / 3)
     assert [row["file"] for row in result["disagreements"]] == ["v/zoom.mp4"]
     assert result["unjudged"] == ["v/gone.mp4"]
+    table = format_table(labels, lines(curated)).splitlines()
+    assert len(table) == 2 + 4 and table[2].startswith("| cut.mp4 | reject-dynamic | keep |")
     (tmp_path / "bad.json").write_text('{"videos": [{"file": "a"}]}')
     with pytest.raises(InputError, match=r"videos\[0\] has no field 'label'"):
         read_labels(tmp_path / "bad.json")
