@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.onnx_models import open_session
 from data_prep.semantic import Detection, Detector
 from see3d_jax.errors import InputError
+from see3d_jax.onnx_models import open_session
 
 OBJECTRON_SIDE = 300
 OBJECTRON_CLASSES = ("Person", "Cattle", "Cat", "Dog")
@@ -132,7 +132,7 @@ def _suppress(
 @functools.cache
 def onnx(path: str) -> Detector:
     """Any COCO detector or segmenter as an ONNX file."""
-    session = open_session(path, "--semantic")
+    session = open_session(path, "--semantic", "curate", threads=1)  # one video per core
     inputs = session.get_inputs()
     side = _input_size(inputs[0].shape)
     names = [output.name for output in session.get_outputs()]

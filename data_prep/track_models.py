@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from data_prep.onnx_models import open_session
 from data_prep.tracking import Tracks, follow_points
 from see3d_jax.errors import InputError
+from see3d_jax.onnx_models import open_session
 
 Tracker = Callable[[np.ndarray], Tracks]
 QUERIES = 256
@@ -57,7 +57,7 @@ class _Layout:
 
 
 def _network_tracker(path: str) -> Tracker:
-    session = open_session(path, "--tracker")
+    session = open_session(path, "--tracker", "curate", threads=1)  # one video per core
     inputs = session.get_inputs()
     layout = _read_layout([list(value.shape) for value in inputs], path)
     names = [output.name for output in session.get_outputs()]

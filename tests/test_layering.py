@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Leaves without any meaning of their own in 3D or learning; every layer may use them.
-BASE = ("see3d_jax.errors", "see3d_jax.files", "see3d_jax.media", "see3d_jax.html")
+BASE = (
+    "see3d_jax.errors", "see3d_jax.files", "see3d_jax.html", "see3d_jax.media",
+    "see3d_jax.onnx_models",
+)  # fmt: skip
 METRICS = ("see3d_jax.evaluation.metrics", "see3d_jax.evaluation.lpips")
 # package -> what of ours it may import, besides itself and BASE. First matching prefix wins.
 ALLOWED = {

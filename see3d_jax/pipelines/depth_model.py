@@ -29,6 +29,7 @@ import numpy as np
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.geometry.depth_align import GuidedDepths, align_depth, fit_global
+from see3d_jax.onnx_models import open_session
 
 KINDS = ("disparity", "affine", "metric")
 _NAMES = ("predicted_depth", "depth", "metric_depth", "disparity", "inverse_depth")
@@ -127,22 +128,7 @@ def load_depth_model(path: str | os.PathLike[str], kind: str | None = None) -> D
     Raises InputError: no such file, no onnxruntime, not a network of pictures, kind unknown.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such depth model")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError(
-            f"{path}: .onnx files need onnxruntime (pip install 'see3d_jax[depth]')"
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime raises classes of its own for any broken file
-        raise InputError(f"{path}: not an ONNX network ({str(error)[:200]})") from None
+    session = open_session(path, "--depth", "depth")
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) not in (3, 4) or "float" not in inputs[0].type:
         raise InputError(

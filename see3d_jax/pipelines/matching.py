@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from see3d_jax.errors import InputError
+from see3d_jax.onnx_models import open_session
 
 _RATIO = 0.8  # Lowe: the best match must be this much nearer than the second best
 _CONTRAST = 0.015  # OpenCV's 0.04 leaves small pictures with few points
@@ -88,22 +89,7 @@ def load_matcher(path: str | os.PathLike[str]) -> Matcher:
     Raises InputError: no such file, no onnxruntime, other tensors. So does the matcher itself.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such matcher")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError(
-            f"{path}: .onnx files need onnxruntime (pip install 'see3d_jax[depth]')"
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime raises classes of its own for any broken file
-        raise InputError(f"{path}: not an ONNX network ({str(error)[:200]})") from None
+    session = open_session(path, "--matcher", "depth")
     inputs = session.get_inputs()
     if len(inputs) not in (1, 2) or any(len(entry.shape) != 4 for entry in inputs):
         raise InputError(

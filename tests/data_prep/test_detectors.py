@@ -77,5 +77,5 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         make_detector(str(tmp_path / "other.tgz"))
     pytest.importorskip("onnxruntime", reason="reads .onnx files")
     (tmp_path / "bad.onnx").write_text(json.dumps({}))
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="not an ONNX network"):
         make_detector(str(tmp_path / "bad.onnx"))

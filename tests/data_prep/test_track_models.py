@@ -103,7 +103,7 @@ def test_unfit_networks_are_refused_in_one_line(tmp_path):
         read_tracks({"positions": np.zeros((1, 2, 3, 2))}, 2, False)
     pytest.importorskip("onnxruntime", reason="runs .onnx files")
     (tmp_path / "bad.onnx").write_text("x")
-    with pytest.raises(InputError, match=r"--tracker .*cannot be loaded"):
+    with pytest.raises(InputError, match=r"--tracker .*not an ONNX network"):
         make_tracker(str(tmp_path / "bad.onnx"))
     with pytest.raises(InputError, match="exactly 8 frames"):
         make_tracker(network(tmp_path / "fixed.onnx", frames=8))
