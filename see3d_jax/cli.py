@@ -254,8 +254,11 @@ Examples:
 @click.option("--gaussians", type=int, default=None, help="Number of Gaussians.")
 @click.option("--max-size", type=int, default=None, metavar="PIXELS", help="Longest image side.")
 @click.option("--sh-degree", type=int, default=None, help="Spherical harmonics degree, 0 to 3.")
+@click.option("--refine-poses", is_flag=True, help="Correct the cameras of the views as well.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def reconstruct(source: Path, output: Path, seed: int, **options: int | None) -> None:
+def reconstruct(
+    source: Path, output: Path, seed: int, refine_poses: bool, **options: int | None
+) -> None:
     """Fits a scene of 3D Gaussians to posed views and scores it on held-out ones.
 
     OUTPUT holds point_cloud.ply (opens in any 3DGS viewer), orbit.mp4 and metrics.json.
@@ -264,7 +267,7 @@ def reconstruct(source: Path, output: Path, seed: int, **options: int | None) ->
 
     names = {"gaussians": "num_gaussians"}
     given = {names.get(k, k): v for k, v in options.items() if v is not None}
-    metrics = run(source, output, seed=seed, **given)
+    metrics = run(source, output, seed=seed, refine_poses=refine_poses, **given)
     click.echo(
         f"wrote {output}: held-out PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}; "
         f"look at it with `see3d view {output}`"

@@ -33,6 +33,7 @@ from see3d_jax.splatting import seeds
 from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
 from see3d_jax.splatting.formats import write_ply
 from see3d_jax.splatting.gaussians import Gaussians, from_points, occupied
+from see3d_jax.splatting.poses import carried_along
 from see3d_jax.splatting.render import render
 
 COMMAND = "see3d reconstruct"  # in metrics.json: how a folder is known to be ours
@@ -60,6 +61,7 @@ def reconstruct(
     sh_degree: int = 1,
     seed: int = 0,
     orbit_frames: int = 90,
+    refine_poses: bool = False,
     config: FitConfig | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -75,7 +77,9 @@ def reconstruct(
       sh_degree: 0–3, how much colour may change with the viewing direction.
       seed: same seed, same point_cloud.ply, byte for byte.
       orbit_frames: frames of orbit.mp4 one way; it plays forth and back.
-      config: rates of the optimiser; its `steps` is overridden.
+      refine_poses: align the cameras of the training views too; the held-out cameras follow the
+        world as it drifts.
+      config: rates of the optimiser; its `steps` and `refine_poses` are overridden.
       progress: show a progress bar.
 
     Returns the content of metrics.json. Raises InputError for unusable input, before any work.
@@ -95,7 +99,7 @@ def reconstruct(
     )
     nearest, farthest = seeds.depth_range([view.camera for view in train], points[0])
     near = 0.1 * nearest
-    config = dataclasses.replace(config or FitConfig(), steps=steps)
+    config = dataclasses.replace(config or FitConfig(), steps=steps, refine_poses=refine_poses)
     canvas = _canvas([*train, *test])
     result = fit(
         _on_canvas(train, canvas),
@@ -106,6 +110,8 @@ def reconstruct(
         near=near,
         progress=progress,
     )
+    if refine_poses:
+        train, test = _with_refined_poses(train, test, result)
     scene_of_gaussians = result.gaussians
     test_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in test]
     train_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in train]
@@ -117,6 +123,7 @@ def reconstruct(
         "steps": steps,
         "seed": seed,
         "sh_degree": sh_degree,
+        "refined_poses": refine_poses,
         "image_size": [int(train[0].camera.width), int(train[0].camera.height)],
         "num_train_views": len(train),
         "num_test_views": len(test),
@@ -244,6 +251,24 @@ def _on_canvas(views: list[_View], canvas: tuple[int, int]) -> TrainingViews:
         weights[i, :rows, :columns] = 255 if view.weight is None else view.weight * np.uint8(255)
     cameras = stack([_enlarged(view.camera, canvas) for view in views])
     return TrainingViews(images, cameras, None if weights.all() else weights)
+
+
+def _with_refined_poses(
+    train: list[_View], test: list[_View], result: FitResult
+) -> tuple[list[_View], list[_View]]:
+    """The views with the cameras of the fitted world."""
+    before = np.stack([np.asarray(view.camera.world_to_camera) for view in train])
+    after = np.asarray(result.cameras.world_to_camera)
+    held_out = np.stack([np.asarray(view.camera.world_to_camera) for view in test])
+    held_out = carried_along(held_out, before, after).astype(np.float32)
+
+    def posed(views: list[_View], poses: np.ndarray) -> list[_View]:
+        return [
+            dataclasses.replace(view, camera=dataclasses.replace(view.camera, world_to_camera=pose))
+            for view, pose in zip(views, poses, strict=True)
+        ]
+
+    return posed(train, after), posed(test, held_out)
 
 
 def _render_view(

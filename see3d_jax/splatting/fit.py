@@ -26,9 +26,16 @@ from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.densify import relocate
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
-from see3d_jax.splatting.poses import PoseState, adam_step, at_rest, moved
+from see3d_jax.splatting.poses import alignment_step, moved
 from see3d_jax.splatting.projection import project_gaussians
-from see3d_jax.splatting.render import enough_capacity, render_within
+from see3d_jax.splatting.render import Rendering, enough_capacity, render_within
+
+# Cameras rest for this share of a fit, until there is a scene to align them with.
+POSES_START = 0.1
+# Share of the way to the aligned pose that a camera goes at once: the scene follows as well.
+POSES_GAIN = 0.5
+# Longest side, in pixels, of the pictures that are aligned in each third of a fit.
+ALIGNED_SIDES = (48, 96, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +52,8 @@ class FitConfig:
       relocate_every, relocate_until: steps between relocations (fewer in a fit of
         under 20 times as many), and the share of the fit after which there are none.
       growth: factor on the number of Gaussians at each relocation, up to the capacity.
-      pose_rate: of the cameras, in radians and in units of the scene's size, per time a view is
-        shown; down to a tenth over the last third. 0: the cameras are right.
+      refine_poses: align the camera of a view with the scene each time it is shown, at first in
+        small pictures (`ALIGNED_SIDES`). The world may drift as a whole: see `carried_along`.
     """
 
     steps: int = 2000
@@ -63,7 +70,7 @@ class FitConfig:
     relocate_every: int = 50
     relocate_until: float = 0.7
     growth: float = 1.3
-    pose_rate: float = 0.0
+    refine_poses: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,7 @@ class FitResult:
       losses, psnrs: [steps] of the view shown at each step, before its update.
       seconds: wall time, compilation included; `step_seconds`: median of a step.
       pair_capacity: final size of the pair list.
-      cameras: of the views, refined where `pose_rate` is not 0.
+      cameras: of the views, refined where that was asked for.
     """
 
     gaussians: Gaussians
@@ -109,7 +116,7 @@ class _State:
     first_moment: Gaussians
     second_moment: Gaussians
     step: jax.Array
-    poses: PoseState | None
+    poses: jax.Array | None  # [V, 4, 4] world→camera while they are refined
 
 
 def fit(
@@ -146,7 +153,7 @@ def fit(
         views.cameras.width,
         views.cameras.height,
     )
-    poses = at_rest(len(images)) if config.pose_rate > 0 else None
+    poses = cameras.world_to_camera if config.refine_poses else None
     state = _State(initial, _zeros(initial), _zeros(initial), jnp.int32(0), poses)
     scale = jnp.float32(scene_size)
     # A short fit must reach its number of Gaussians too.
@@ -196,7 +203,7 @@ def fit(
         seconds=time.perf_counter() - started,
         step_seconds=float(np.median(durations)),
         pair_capacity=capacity,
-        cameras=cameras if state.poses is None else _moved(cameras, state.poses, scale),
+        cameras=_posed(cameras, state.poses),
     )
 
 
@@ -232,28 +239,45 @@ def _step(
     truth = images[index].astype(jnp.float32) / 255.0
     weight = None if weights is None else weights[index].astype(jnp.float32) / 255.0
 
-    motion = None if state.poses is None else state.poses.motions[index]
+    camera = _posed(cameras, state.poses)[index]
 
-    def loss_of(
-        gaussians: Gaussians, motion: jax.Array | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        camera = cameras[index]
-        if motion is not None:
-            pose = moved(camera.world_to_camera, motion, scene_size)
-            camera = dataclasses.replace(camera, world_to_camera=pose)
+    def loss_of(gaussians: Gaussians) -> tuple[jax.Array, Rendering]:
         picture = render_within(gaussians, camera, capacity, near=near, mesh=mesh)
         loss = photometric_loss(picture.rgb, truth, weight, config.ssim_weight)
         loss += config.opacity_pull * jax.nn.sigmoid(gaussians.opacity_logits).mean()
         loss += config.scale_pull * jnp.exp(gaussians.log_scales).mean() / scene_size
-        return loss, (psnr(picture.rgb, truth, weight), picture.pair_count)
+        return loss, picture
 
-    gradient_of = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-    (loss, (quality, pairs)), (gradient, push) = gradient_of(state.gaussians, motion)
+    (loss, picture), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.gaussians)
     after = _adam(state, gradient, _rates(config, state.step, scene_size))
     if state.poses is not None:
-        rate = config.pose_rate * _late(config, state.step)
-        after = dataclasses.replace(after, poses=adam_step(state.poses, push, index, rate))
-    return after, loss, quality, pairs
+        pose = _aligned(config, state.step, picture, truth, weight, camera)
+        after = dataclasses.replace(after, poses=state.poses.at[index].set(pose))
+    return after, loss, psnr(picture.rgb, truth, weight), picture.pair_count
+
+
+def _aligned(
+    config: FitConfig,
+    step: jax.Array,
+    picture: Rendering,
+    truth: jax.Array,
+    weight: jax.Array | None,
+    camera: Camera,
+) -> jax.Array:
+    """World→camera [4, 4] of a view after a step towards what it shows."""
+
+    def motion_at(pooling: int) -> jax.Array:
+        return alignment_step(
+            picture.rgb, picture.depth, picture.alpha, truth, weight, camera.intrinsics, pooling
+        )
+
+    progress = step / config.steps
+    longest = max(camera.width, camera.height)
+    poolings = [max(1, longest // (side or longest)) for side in ALIGNED_SIDES]
+    stage = jnp.minimum((progress * len(poolings)).astype(jnp.int32), len(poolings) - 1)
+    motion = jax.lax.switch(stage, [partial(motion_at, pooling) for pooling in poolings])
+    gain = jnp.where(progress < POSES_START, 0.0, POSES_GAIN * _late(config, step))
+    return moved(camera.world_to_camera, gain * motion)
 
 
 def photometric_loss(
@@ -310,9 +334,8 @@ def _relocate(state: _State, key: jax.Array, growth: jax.Array) -> _State:
     return _State(gaussians, first, second, state.step, state.poses)
 
 
-def _moved(cameras: Camera, poses: PoseState, scene_size: jax.Array) -> Camera:
-    matrices = moved(cameras.world_to_camera, poses.motions, scene_size)
-    return dataclasses.replace(cameras, world_to_camera=matrices)
+def _posed(cameras: Camera, poses: jax.Array | None) -> Camera:
+    return cameras if poses is None else dataclasses.replace(cameras, world_to_camera=poses)
 
 
 def _zeros(gaussians: Gaussians) -> Gaussians:

@@ -129,6 +129,11 @@ def test_without_depth_masks_and_sizes_may_differ(scene_folder, tmp_path):
     assert magenta.mean() < 0.3  # 1 where the mask was ignored
 
 
+def test_refined_poses_are_used_for_scoring(scene_folder, tmp_path):
+    metrics = reconstruct(scene_folder, tmp_path / "out", steps=120, refine_poses=True, **SMALL)
+    assert metrics["refined_poses"] is True and metrics["psnr"] > 18, metrics
+
+
 def test_the_flight_is_smooth_and_stays_near_the_cameras():
     shuffled = [cameras(12)[i] for i in np.random.default_rng(0).permutation(12)]
     path = _camera_path(shuffled, 40)
