@@ -101,7 +101,7 @@ def alignment_step(
     change, error, weights = change.reshape(-1, 6), error.reshape(-1), weights.reshape(-1, 1)
     weighted = change * weights
     normal = jnp.matmul(weighted.T, change, precision="highest")
-    damping = 1e-3 * jnp.trace(normal) / 6 + 1e-6
+    damping = 1e-2 * jnp.trace(normal) / 6 + 1e-6
     right = -jnp.matmul(weighted.T, error, precision="highest")
     step = jnp.linalg.solve(normal + damping * jnp.eye(6), right)
     step *= jnp.minimum(1.0, _LONGEST_STEP / jnp.maximum(jnp.abs(step).max(), 1e-12))
