@@ -1,8 +1,10 @@
-"""Gaussian scenes as files: the PLY of 3DGS, read by every splat viewer.
+"""Gaussian scenes as files: the PLY of 3DGS, read by every splat viewer, and the small `.splat`.
 
-One `vertex` element, binary little endian, float32 properties in this order:
+PLY: one `vertex` element, binary little endian, float32 properties in this order:
   x y z · nx ny nz (zeros) · f_dc_0..2 · f_rest_* (channel-major: all of red, green, blue)
   · opacity (logit) · scale_0..2 (log) · rot_0..3 (wxyz)
+.splat (antimatter15): 32 bytes per Gaussian, the most visible first: position and scale as float32,
+colour without harmonics and opacity as uint8, unit quaternion wxyz as round(128 q) + 128.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path
-from see3d_jax.splatting.gaussians import Gaussians, occupied, sh_degree_of
+from see3d_jax.splatting.gaussians import SH_C0, Gaussians, occupied, sh_degree_of
 
 _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2",
@@ -22,6 +24,9 @@ _TYPES = {
     "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
 _MAX_HEADER = 1 << 16
+_SPLAT = np.dtype(
+    [("mean", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("quaternion", "u1", 4)]
+)
 
 
 def write_ply(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
@@ -47,12 +52,7 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
     Raises InputError for a file that is missing, cut short, of another kind, or holds NaN.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    data = _read(path)
     number, row, start = _read_header(path, data)
     names = [name for name, _ in row]
     rest = sum(name.startswith("f_rest_") for name in names)
@@ -93,6 +93,50 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
     if np.isnan(gaussians.opacity_logits).any():
         raise InputError(f"{path}: opacity holds NaN")
     return gaussians
+
+
+def write_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
+    """Writes the occupied slots as `.splat`; colours keep 8 bits and nothing of the direction."""
+    scene = occupied(gaussians)
+    opacity = 1.0 / (1.0 + np.exp(-np.asarray(scene.opacity_logits, np.float64)))
+    scales = np.exp(np.asarray(scene.log_scales, np.float64))
+    rows = np.zeros(scene.count, _SPLAT)
+    rows["mean"], rows["scale"] = scene.means, scales
+    colors = np.concatenate([0.5 + SH_C0 * scene.sh[:, 0], opacity[:, None]], 1)
+    rows["color"] = np.clip(np.round(255 * colors), 0, 255)
+    rows["quaternion"] = np.clip(np.round(128 * _unit(scene.quaternions)) + 128, 0, 255)
+    order = np.argsort(-opacity * scales.prod(1), kind="stable")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(rows[order].tobytes())
+
+
+def read_splat(path: str | os.PathLike[str]) -> Gaussians:
+    """Reads a `.splat` file (degree 0). Raises InputError for one that is missing or cut short."""
+    path = Path(path)
+    data = _read(path)
+    if not data or len(data) % _SPLAT.itemsize:
+        raise InputError(
+            f"{path}: {len(data)} bytes are no whole number of Gaussians of {_SPLAT.itemsize} "
+            "bytes; not a .splat file, or cut short"
+        )
+    rows = np.frombuffer(data, _SPLAT)
+    if not (np.isfinite(rows["mean"]).all() and (rows["scale"] > 0).all()):
+        raise InputError(f"{path}: holds NaN, infinity or a scale that is not positive")
+    color, opacity = rows["color"][:, :3] / 255.0, np.clip(rows["color"][:, 3] / 255.0, 1e-3, 0.999)
+    leaves = (
+        rows["mean"], np.log(rows["scale"]), (rows["quaternion"].astype(np.float64) - 128) / 128,
+        np.log(opacity / (1 - opacity)), ((color - 0.5) / SH_C0)[:, None],
+    )  # fmt: skip
+    return Gaussians(*(np.array(leaf, np.float32) for leaf in leaves))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _property_names(rest: int) -> list[str]:

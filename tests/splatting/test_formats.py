@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from plyfile import PlyData
 
 from see3d_jax.errors import InputError
-from see3d_jax.splatting.formats import read_ply, write_ply
+from see3d_jax.splatting.formats import read_ply, read_splat, write_ply, write_splat
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians, from_points
 
 
@@ -103,3 +103,33 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, kind):
 def test_a_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_ply(tmp_path / "absent.ply")
+
+
+def test_splat_keeps_what_its_bytes_can_hold_and_puts_the_most_visible_first(tmp_path):
+    before = scene(30, degree=2)
+    path = tmp_path / "scene.splat"
+    write_splat(path, before)
+    assert path.stat().st_size == 32 * 30
+    after = read_splat(path)
+    opacity = 1 / (1 + np.exp(-before.opacity_logits))
+    order = np.argsort(-opacity * np.exp(before.log_scales).prod(1))
+    np.testing.assert_array_equal(after.means, before.means[order])
+    np.testing.assert_allclose(after.log_scales, before.log_scales[order], atol=1e-5)
+    np.testing.assert_allclose(after.quaternions, before.quaternions[order], atol=1 / 120)
+    read_opacity = 1 / (1 + np.exp(-after.opacity_logits))
+    np.testing.assert_allclose(read_opacity, opacity[order], atol=0.5 / 255 + 1e-3)
+    color, found = (0.5 + 0.28209479 * x[:, 0] for x in (before.sh[order], after.sh))
+    np.testing.assert_allclose(found, np.clip(color, 0, 1), atol=0.5 / 255 + 1e-6)
+    write_splat(tmp_path / "again.splat", after)
+    np.testing.assert_array_equal(read_splat(tmp_path / "again.splat").means, after.means)
+
+
+@pytest.mark.parametrize("kind", ["cut short", "empty", "NaN"])
+def test_a_broken_splat_is_named_in_one_line(tmp_path, kind):
+    path = tmp_path / "scene.splat"
+    write_splat(path, scene())
+    data = path.read_bytes()
+    broken = {"cut short": data[:-5], "empty": b"", "NaN": np.float32(np.nan).tobytes() + data[4:]}
+    path.write_bytes(broken[kind])
+    with pytest.raises(InputError, match=r"scene\.splat"):
+        read_splat(path)
