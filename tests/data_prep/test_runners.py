@@ -1,6 +1,7 @@
 """Kills, limits and broken machines: whatever happens, a rerun ends with the same bytes."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -156,7 +157,8 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(videos, tmp_pa
     with pytest.raises(OSError, match="No space left"):
         curate(find_videos(str(videos)), tmp_path, Settings())
     assert not list(tmp_path.glob("clips-*")) and not (tmp_path / "decisions.jsonl").exists()
-    assert not list((tmp_path / ".work" / "videos").iterdir())
+    stored = list((tmp_path / ".work" / "videos").iterdir())  # only those that need no clip
+    assert {json.loads((f / "result.json").read_text())["decision"] for f in stored} <= {"reject"}
 
 
 def test_balanced_shards_have_nearly_equal_sizes():
