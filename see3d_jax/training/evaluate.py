@@ -105,7 +105,7 @@ def target_errors(
     buckets: int,
     rows: int,
 ) -> jax.Array:
-    """The loss with the visual condition, summed over each row's targets: [B, buckets] float32.
+    """Unweighted loss with the visual condition, summed over each row's targets: [B, buckets].
 
     The timesteps are cut into `buckets` equal ranges; in each, `rows` rows get timesteps at even
     distances. All ranges share the same noise.

@@ -25,6 +25,7 @@ import optax
 from test_training import minuscule
 
 from see3d_jax.diffusion.loss import diffusion_loss, draw_loss_noise
+from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.models.weights import apply_unet, init_unet
 from see3d_jax.training import evaluate, inputs, settings, sharding, step
@@ -69,10 +70,14 @@ def plain_loss(params, batch, frozen, schedule, key, spec):
         num_timesteps=schedule.num_timesteps,
         drop_probability=spec.objective.drop_probability,
     )  # fmt: skip
-    return diffusion_loss(
+    mixing = {"form": spec.objective.weight_form, "beta": spec.objective.beta}
+    denoise = precondition(
         functools.partial(apply_unet, spec.unet, params),
-        schedule, x_0, condition, mask, batch["is_reference"], context,
-        noise, weight_form=spec.objective.weight_form, beta=spec.objective.beta,
+        spec.objective.preconditioning, schedule, frozen.codec.deviation, **mixing,
+    )  # fmt: skip
+    return diffusion_loss(
+        denoise, schedule, x_0, condition, mask, batch["is_reference"], context, noise,
+        weight_form=mixing["form"], beta=mixing["beta"], weighting=spec.objective.weighting,
     )[0]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from test_training import minuscule
 
 from see3d_jax.data.inpainting import inpaint
 from see3d_jax.diffusion.loss import diffusion_loss, draw_loss_noise
+from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.errors import InputError
 from see3d_jax.evaluation.lpips import Lpips, lpips_shapes
 from see3d_jax.models.weights import apply_unet, init_unet
@@ -114,16 +115,21 @@ def test_the_loss_of_a_range_of_timesteps_is_the_training_loss_there():
     )
     context = jnp.zeros((2, 3, spec.context_tokens, spec.unet.context_dim))
 
+    denoise = precondition(
+        functools.partial(apply_unet, spec.unet, params),
+        spec.objective.preconditioning, schedule, frozen.codec.deviation, form="code", beta=0.2,
+    )  # fmt: skip
+
     @jax.jit
-    def loss_there(params):  # in the third quarter of 1000 timesteps, two rows at even distances
+    def loss_there():  # in the third quarter of 1000 timesteps, two rows at even distances
         return diffusion_loss(
-            functools.partial(apply_unet, spec.unet, params), schedule, x_0, condition, mask,
+            denoise, schedule, x_0, condition, mask,
             jnp.asarray(batch["is_reference"]), context, noise.replace(t=jnp.array([562, 687])),
         )[0]  # fmt: skip
 
     assert found.shape == (2, 4)
     targets = (~batch["is_reference"]).sum()
-    assert float(found[:, 2].sum()) / targets == pytest.approx(float(loss_there(params)), rel=1e-5)
+    assert float(found[:, 2].sum()) / targets == pytest.approx(float(loss_there()), rel=1e-5)
     assert len(set(np.asarray(found).ravel().tolist())) == 8
 
 
