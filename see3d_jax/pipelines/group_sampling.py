@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.diffusion.sampler import SamplerConfig, sample, sampling_steps
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.diffusion.visual_condition import latent_mask
@@ -62,7 +63,8 @@ def sample_groups(
                     latent_mask(mask.astype(np.float32), model.codec.factor),
                     np.arange(images.shape[1])[None] < references,
                     context, jax.random.fold_in(key, first_group + number),
-                    unet=model.unet, sampler=sampler, official=model.official,
+                    unet=model.unet, preconditioning=model.preconditioning, sampler=sampler,
+                    official=model.official,
                 )  # fmt: skip
                 generated[group] = np.asarray(sampled)[0, references:]
             jax.effects_barrier()  # the bar's last updates
@@ -71,21 +73,24 @@ def sample_groups(
     return generated
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "sampler", "official"))
+@functools.partial(jax.jit, static_argnames=("unet", "preconditioning", "sampler", "official"))
 def _sample(
     params: Params, codec: Codec, schedule: Schedule, images: jax.Array, mask: jax.Array,
     is_reference: jax.Array, context: jax.Array, key: jax.Array,
-    *, unet: UNetConfig, sampler: SamplerConfig, official: bool,
+    *, unet: UNetConfig, preconditioning: str, sampler: SamplerConfig, official: bool,
 ) -> jax.Array:  # fmt: skip
     """uint8 images [B, V, H, W, 3] with black holes → uint8 images with the targets sampled."""
     key, key_encoding = jax.random.split(key)
     latents = codec.encode(
         images.astype(jnp.float32) / 127.5 - 1, key_encoding if official else None
     )
-    sampled = sample(
-        functools.partial(apply_unet, unet, params), schedule, sampler, latents, mask,
-        is_reference, context, key, progress=_advance,
+    denoise = precondition(
+        functools.partial(apply_unet, unet, params), preconditioning, schedule, codec.deviation,
+        form=sampler.weight_form, beta=sampler.beta,
     )  # fmt: skip
+    sampled = sample(
+        denoise, schedule, sampler, latents, mask, is_reference, context, key, progress=_advance
+    )
     pixels = jnp.clip(codec.decode(sampled) * 0.5 + 0.5, 0, 1)
     return jnp.round(pixels * 255).astype(jnp.uint8)
 

@@ -2,14 +2,13 @@
 
 Of a run: config.json and the moving average (EMA) of the newest complete checkpoint. Of released
 weights (`tools.convert_see3d`): one of the UNets, the autoencoder, both CLIP towers, the noise
-schedule. Sampling code should take `params` as an argument of what it jits (`apply` does), because
-a closed-over array becomes a constant of the compiled program.
+schedule. Sampling code should take `params` as an argument of what it jits, because a closed-over
+array becomes a constant of the compiled program.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
@@ -28,7 +26,7 @@ from see3d_jax.models.context import ContextEncoder, encode_context
 from see3d_jax.models.release import Release, load_release
 from see3d_jax.models.tokenizer import EMPTY_PROMPT_IDS, load_tokenizer
 from see3d_jax.models.unet import UNetConfig
-from see3d_jax.models.weights import Params, apply_unet
+from see3d_jax.models.weights import Params
 
 # Ways to sample, as settings of `SamplerConfig`; "official" repeats the released pipeline, its
 # quirks included, and takes what else differs there (see `load_model`) along.
@@ -79,15 +77,6 @@ class See3DModel:
     def size_multiple(self) -> int:
         """Image sides must be multiples of this."""
         return self.codec.factor * self.unet.stride
-
-    def apply(self, params: Params, x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-        """The network: x [B, V, h, w, 2c+1], t [B, V], context → [B, V, h, w, c]."""
-        denoise = precondition(
-            functools.partial(apply_unet, self.unet, params),
-            self.preconditioning, self.schedule, self.codec.deviation,
-            form=self.sampling.weight_form, beta=self.sampling.beta,
-        )  # fmt: skip
-        return denoise(x, t, context)
 
     def context(self, first_reference: np.ndarray, views: int) -> jax.Array:
         """[1, views, L, context_dim] for scenes whose first reference is uint8 [h, w, 3]."""

@@ -12,8 +12,10 @@ import math
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ from see3d_jax.pipelines import superres
 from see3d_jax.pipelines.baselines import inpaint, nearest_reference, score
 from see3d_jax.pipelines.export import check_output_folder, write_generated
 from see3d_jax.pipelines.generation import generate, working_size
-from see3d_jax.pipelines.group_sampling import group_targets
+from see3d_jax.pipelines.group_sampling import group_targets, sample_groups
 from see3d_jax.pipelines.inputs import load_depth, load_images, load_scene
 from see3d_jax.pipelines.pretrained import See3DModel
 
@@ -74,6 +76,19 @@ def model(random_model, monkeypatch) -> See3DModel:
 def run(scene: Path, **options):
     defaults = {"trajectory": str(scene / "transforms.json"), "checkpoint": "unused", "steps": 2}
     return generate(scene, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("preconditioning", ["none", "gaussian"])
+def test_a_model_with_a_head_start_is_sampled_with_it(random_model, preconditioning) -> None:
+    """The network is silent: only the head start can tell what the known half looks like."""
+    photo = cv2.resize(skimage.data.astronaut(), (40, 40), interpolation=cv2.INTER_AREA)
+    masks = np.zeros((1, 40, 40), bool)
+    masks[:, 20:] = True
+    silent = dataclasses.replace(random_model, preconditioning=preconditioning)
+    warps = np.where(masks[..., None], photo, 0)
+    made = sample_groups(silent, photo[None], warps, masks, steps=4, guidance=0.0, seed=0)
+    error = np.abs(made[0].astype(float) - photo)[24:].mean()  # not beside the hole
+    assert error < 20 if preconditioning == "gaussian" else error > 40
 
 
 def test_result_folder_holds_what_it_promises_and_opens_as_a_scene(scene, model, tmp_path) -> None:
