@@ -20,15 +20,11 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 from see3d_jax.errors import run_command
-
-if TYPE_CHECKING:
-    import jax
 
 LONG_SIDE, SHORT_SIDE, ITERATIONS, MAX_FRAMES = 768, 432, 20, 200
 
@@ -141,30 +137,11 @@ def raft_flops() -> float:
     import jax
 
     from data_prep.raft import LARGE, network
+    from tools.plan_jaxpr import executed_flops
 
     parameters, pair = _raft_inputs()
     run = lambda p, a, b: network(p, LARGE, a, b, ITERATIONS)  # noqa: E731
-    return _flops(jax.make_jaxpr(run)(parameters, *pair).jaxpr)
-
-
-def _flops(jaxpr: jax.core.Jaxpr) -> float:
-    """FLOPs of convolutions and matrix products; loops count as often as they run."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        parameters, out = equation.params, equation.outvars[0].aval
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, spec = equation.invars[1].aval.shape, parameters["dimension_numbers"].rhs_spec
-            total += 2.0 * np.prod(out.shape) * np.prod(kernel) / kernel[spec[0]]
-        elif equation.primitive.name == "dot_general":
-            ((summed, _), _) = parameters["dimension_numbers"]
-            depth = np.prod([equation.invars[0].aval.shape[axis] for axis in summed])
-            total += 2.0 * np.prod(out.shape) * depth
-        times = parameters.get("length", 1)
-        for inner in parameters.values():
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                total += times * _flops(inner)
-    return total
+    return executed_flops(jax.make_jaxpr(run)(parameters, *pair)).total
 
 
 def main() -> None:

@@ -37,13 +37,17 @@ def fit_fundamental(
     return matrix, mask[:, 0] > 0
 
 
+def transfer(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """H applied to points [.., 2] → [.., 2] float64."""
+    moved = points.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    return moved[..., :2] / np.where(np.abs(moved[..., 2:]) < 1e-9, 1e-9, moved[..., 2:])
+
+
 def homography_error(matrix: np.ndarray | None, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Transfer error |H a − b| in pixels; infinite without a matrix. a, b: [.., 2] → [..]."""
     if matrix is None:
         return np.full(a.shape[:-1], np.inf)
-    moved = a.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
-    depth = np.where(np.abs(moved[..., 2:]) < 1e-9, 1e-9, moved[..., 2:])
-    return np.linalg.norm(moved[..., :2] / depth - b, axis=-1)
+    return np.linalg.norm(transfer(matrix, a) - b, axis=-1)
 
 
 def sampson_error(matrix: np.ndarray | None, a: np.ndarray, b: np.ndarray) -> np.ndarray:

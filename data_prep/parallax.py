@@ -19,7 +19,13 @@ import dataclasses
 
 import numpy as np
 
-from data_prep.epipolar import fit_fundamental, fit_homography, homography_error, sampson_error
+from data_prep.epipolar import (
+    fit_fundamental,
+    fit_homography,
+    homography_error,
+    sampson_error,
+    transfer,
+)
 from data_prep.tracking import Tracks
 
 MIN_PAIR_TRACKS = 40
@@ -106,20 +112,14 @@ def _register(
     over = cv2.warpPerspective(
         gray_b, homography, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     )
-    guess = _transfer(np.linalg.inv(homography), b)
+    guess = transfer(np.linalg.inv(homography), b).astype(np.float32)
     found, ok, _ = cv2.calcOpticalFlowPyrLK(
         gray_a, over, a[:, None], guess[:, None].copy(), winSize=(15, 15), maxLevel=1,
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
     )  # fmt: skip
     found = found[:, 0]
     near = (ok[:, 0] > 0) & (np.linalg.norm(found - guess, axis=1) < 3.0 * threshold)
-    return np.where(near[:, None], _transfer(homography, found), b).astype(np.float32)
-
-
-def _transfer(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    moved = points.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
-    depth = np.where(np.abs(moved[:, 2:]) < 1e-9, 1e-9, moved[:, 2:])
-    return (moved[:, :2] / depth).astype(np.float32)
+    return np.where(near[:, None], transfer(homography, found), b).astype(np.float32)
 
 
 def pair_geometry(

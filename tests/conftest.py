@@ -100,3 +100,17 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoded = [records.encode(moving_crop_clip(photo)) for photo in photos]
     records.write_shards(encoded, folder, num_shards=2)
     return folder
+
+
+def synthetic_scene(
+    folder: Path, frames: int, width: int, height: int, supersample: int = 2
+) -> Path:
+    """A textured room seen by so many cameras, with exact depth: a scene folder in `folder`."""
+    from data_prep.synthetic import make_clip
+
+    settings = {
+        "seed": 5, "frames": frames, "width": width, "height": height, "fps": 10.0,
+        "supersample": supersample,
+    }  # fmt: skip
+    make_clip(folder, 0, settings)
+    return folder / "scenes" / "clip_00000"

@@ -183,8 +183,10 @@ def warp_edit(
         hidden = (depths > 0) & (depths < z * (1 - _IN_FRONT))
         return images, known & ~hidden, z
 
-    _, old, _ = seen(change.depth)
-    new_images, new, z = seen(change.edited_depth)
+    before = seen(change.depth)
+    same_shape = change.edited_depth is change.depth
+    new_images, new, z = before if same_shape else seen(change.edited_depth)
+    old = before[1]
     # A warp leaves its edges open, and the old surface's colour is mixed into the pixels beside it.
     kernel = np.ones((2 * _MARGIN + 1,) * 2, np.uint8)
     touched = np.stack([cv2.dilate(mask.astype(np.uint8), kernel) > 0 for mask in old | new])

@@ -469,7 +469,7 @@ def _true_images(
 
 
 def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Antialiased (area) resize of uint8 [H, W, 3]."""
+    """Antialiased (area) resize of [H, W] or [H, W, 3], uint8 or float32."""
     shrink = width <= image.shape[1]
     return cv2.resize(
         image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC

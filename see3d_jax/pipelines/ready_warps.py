@@ -18,14 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path, write_json
 from see3d_jax.media import IMAGE_SUFFIXES, contact_sheet, read_image, write_image, write_mp4
 from see3d_jax.pipelines.export import COMMAND, check_output_folder
-from see3d_jax.pipelines.generation import working_size
+from see3d_jax.pipelines.generation import resize_image, working_size
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.pretrained import load_model
 
@@ -120,10 +119,10 @@ def fill_ready_warps(
     side = size or model.image_size
     width, height = working_size(columns, rows, side, model.size_multiple)
     references, warps = (
-        np.stack([_resized(picture, width, height) for picture in pictures])
+        np.stack([resize_image(picture, width, height) for picture in pictures])
         for pictures in (ready.references, ready.warps)
     )
-    shares = [_resized(mask.astype(np.float32), width, height) for mask in ready.masks]
+    shares = [resize_image(mask.astype(np.float32), width, height) for mask in ready.masks]
     masks = np.stack(shares) > _KNOWN
     warps = np.where(masks[..., None], warps, 0)
     generated = sample_groups(model, references, warps, masks, steps, guidance, seed)
@@ -171,9 +170,3 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _size(picture: np.ndarray) -> str:
     return f"{picture.shape[1]}×{picture.shape[0]}"
-
-
-def _resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    shrink = width <= picture.shape[1]
-    way = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-    return cv2.resize(picture, (width, height), interpolation=way)

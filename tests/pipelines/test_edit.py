@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import synthetic_scene
 
-from data_prep.synthetic import make_clip
 from see3d_jax import cli
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.errors import InputError
@@ -25,12 +25,7 @@ GREY = 90  # what the stand-in for the model makes
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
-    settings = {
-        "seed": 5, "frames": FRAMES, "width": 96, "height": 64, "fps": 10.0, "supersample": 2,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("synthetic")
-    make_clip(folder, 0, settings)
-    return folder / "scenes" / "clip_00000"
+    return synthetic_scene(tmp_path_factory.mktemp("synthetic"), FRAMES, 96, 64)
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import skimage.data
 from click.testing import CliRunner
+from conftest import synthetic_scene
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.synthetic import make_clip
 from see3d_jax import cli
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import make_schedule
@@ -46,12 +46,7 @@ FRAMES = 7
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
     """A textured room, seen by seven cameras in 3:2 format, with exact depth."""
-    settings = {
-        "seed": 5, "frames": FRAMES, "width": 96, "height": 64, "fps": 10.0, "supersample": 2,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("synthetic")
-    make_clip(folder, 0, settings)
-    return folder / "scenes" / "clip_00000"
+    return synthetic_scene(tmp_path_factory.mktemp("synthetic"), FRAMES, 96, 64)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import synthetic_scene
 from weight_fixtures import see3d_release
 
-from data_prep.synthetic import make_clip
 from see3d_jax.errors import InputError
 from see3d_jax.pipelines import pretrained
 from see3d_jax.pipelines.generation import generate
@@ -21,12 +21,7 @@ from tools import convert_see3d
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
-    settings = {
-        "seed": 5, "frames": 4, "width": 48, "height": 32, "fps": 10.0, "supersample": 1,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("synthetic")
-    make_clip(folder, 0, settings)
-    return folder / "scenes" / "clip_00000"
+    return synthetic_scene(tmp_path_factory.mktemp("synthetic"), 4, 48, 32, supersample=1)
 
 
 def convert(published: Path, output: Path) -> Path:

@@ -9,9 +9,9 @@ import functools
 
 import numpy as np
 import pytest
+from conftest import synthetic_scene
 
 from benchmarks.loop import distorted, judge, oracle_rounds, summary, true_views
-from data_prep.synthetic import make_clip
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
 from see3d_jax.pipelines import rounds as rounds_module
 from see3d_jax.pipelines.coverage import choose_anchors
@@ -25,12 +25,7 @@ FRAMES = 9
 @pytest.fixture(scope="module")
 def views(tmp_path_factory) -> tuple[View, ...]:
     """A textured room, seen by nine cameras, with exact depth."""
-    settings = {
-        "seed": 5, "frames": FRAMES, "width": 96, "height": 64, "fps": 10.0, "supersample": 2,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("synthetic")
-    make_clip(folder, 0, settings)
-    scene = load_scene(folder / "scenes" / "clip_00000")
+    scene = load_scene(synthetic_scene(tmp_path_factory.mktemp("synthetic"), FRAMES, 96, 64))
     images, cameras = load_images(scene)
     depths = [load_depth(scene, i) for i in range(FRAMES)]
     return tuple(View(*parts) for parts in zip(images, depths, cameras, strict=True))

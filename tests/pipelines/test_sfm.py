@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import synthetic_scene
 from skimage import data
 
-from data_prep.synthetic import make_clip
 from see3d_jax.errors import InputError, WorkError
 from see3d_jax.geometry.cameras import project
 from see3d_jax.media import read_image, write_image
@@ -29,12 +29,7 @@ FRAMES = 5
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
     """A textured room seen by five cameras, whose poses are known."""
-    settings = {
-        "seed": 5, "frames": FRAMES, "width": 240, "height": 160, "fps": 10.0, "supersample": 2,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("synthetic")
-    make_clip(folder, 0, settings)
-    return folder / "scenes" / "clip_00000"
+    return synthetic_scene(tmp_path_factory.mktemp("synthetic"), FRAMES, 240, 160)
 
 
 @pytest.fixture(scope="module")
