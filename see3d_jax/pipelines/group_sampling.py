@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.diffusion.sampler import SamplerConfig, sample, sampling_steps
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.diffusion.visual_condition import latent_mask
 from see3d_jax.models.codec import Codec
 from see3d_jax.models.unet import UNetConfig
-from see3d_jax.models.weights import Params, apply_unet
-from see3d_jax.pipelines.pretrained import See3DModel
+from see3d_jax.models.weights import Params
+from see3d_jax.pipelines.pretrained import See3DModel, denoiser
 
 
 def group_targets(num_targets: int, per_group: int) -> list[list[int]]:
@@ -84,10 +83,7 @@ def _sample(
     latents = codec.encode(
         images.astype(jnp.float32) / 127.5 - 1, key_encoding if official else None
     )
-    denoise = precondition(
-        functools.partial(apply_unet, unet, params), preconditioning, schedule, codec.deviation,
-        form=sampler.weight_form, beta=sampler.beta,
-    )  # fmt: skip
+    denoise = denoiser(unet, params, preconditioning, schedule, codec, sampler)
     sampled = sample(
         denoise, schedule, sampler, latents, mask, is_reference, context, key, progress=_advance
     )

@@ -2,13 +2,14 @@
 
 Of a run: config.json and the moving average (EMA) of the newest complete checkpoint. Of released
 weights (`tools.convert_see3d`): one of the UNets, the autoencoder, both CLIP towers, the noise
-schedule. Sampling code should take `params` as an argument of what it jits, because a closed-over
-array becomes a constant of the compiled program.
+schedule. Sampling code should take `params` as an argument of what it jits (`apply` does), because
+a closed-over array becomes a constant of the compiled program.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from see3d_jax.diffusion.loss import Denoise
+from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
@@ -26,7 +29,7 @@ from see3d_jax.models.context import ContextEncoder, encode_context
 from see3d_jax.models.release import Release, load_release
 from see3d_jax.models.tokenizer import EMPTY_PROMPT_IDS, load_tokenizer
 from see3d_jax.models.unet import UNetConfig
-from see3d_jax.models.weights import Params
+from see3d_jax.models.weights import Params, apply_unet
 
 # Ways to sample, as settings of `SamplerConfig`; "official" repeats the released pipeline, its
 # quirks included, and takes what else differs there (see `load_model`) along.
@@ -78,6 +81,13 @@ class See3DModel:
         """Image sides must be multiples of this."""
         return self.codec.factor * self.unet.stride
 
+    def apply(self, params: Params, x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
+        """The network: x [B, V, h, w, 2c+1], t [B, V], context → [B, V, h, w, c]."""
+        denoise = denoiser(
+            self.unet, params, self.preconditioning, self.schedule, self.codec, self.sampling
+        )
+        return denoise(x, t, context)
+
     def context(self, first_reference: np.ndarray, views: int) -> jax.Array:
         """[1, views, L, context_dim] for scenes whose first reference is uint8 [h, w, 3]."""
         if self.context_encoder is None:
@@ -86,6 +96,17 @@ class See3DModel:
             self.context_encoder, first_reference[None], views, ids=self.prompt_ids,
             official=self.official,
         )  # fmt: skip
+
+
+def denoiser(
+    unet: UNetConfig, params: Params, preconditioning: str, schedule: Schedule, codec: Codec,
+    sampler: SamplerConfig,
+) -> Denoise:  # fmt: skip
+    """The network with the head start it was trained with, as sampling calls it."""
+    return precondition(
+        functools.partial(apply_unet, unet, params), preconditioning, schedule, codec.deviation,
+        form=sampler.weight_form, beta=sampler.beta,
+    )  # fmt: skip
 
 
 def load_model(
