@@ -16,6 +16,21 @@ from see3d_jax.errors import run_command
 _PATH = click.Path(path_type=Path)
 
 
+def _say_which_weights(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
+    """Says so when the small weights inside the package stand in for --checkpoint."""
+    del parameter
+    if value is None and not context.resilient_parsing:
+        click.echo(
+            "note: no --checkpoint, so the small model inside the package is used: it was trained "
+            "on a CPU and is rough; for better views give a longer run (docs/training.md) or "
+            "released weights (tools.convert_see3d)",
+            err=True,
+        )
+    return value
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
@@ -74,8 +89,9 @@ Examples:
     "cameras: transforms.json, CSV (x, y, z, qw, qx, qy, qz), COLMAP folder.",
 )  # fmt: skip
 @click.option(
-    "--checkpoint", type=_PATH, required=True, metavar="DIR",
-    help="Workdir of a training run, or released weights made by tools.convert_see3d.",
+    "--checkpoint", type=_PATH, default=None, metavar="DIR", callback=_say_which_weights,
+    help="Workdir of a training run, released weights made by tools.convert_see3d, or a packed "
+    "model of tools.export_tiny [default: the small model inside the package].",
 )  # fmt: skip
 @click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
 @click.option(
@@ -96,7 +112,11 @@ Examples:
     "--fov", type=float, default=None, metavar="DEGREES",
     help="Horizontal field of view of a photo whose camera is unknown [default: 55].",
 )  # fmt: skip
-@click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
+@click.option(
+    "--steps", type=int, default=None, metavar="N",
+    help="Denoising steps [default: what the training run evaluated with; 25 for released "
+    "weights].",
+)  # fmt: skip
 @click.option(
     "--guidance", type=float, default=None, metavar="G",
     help="G in (1 + G)·cond − G·uncond [default: what the training run evaluated with; 2 for "
@@ -209,10 +229,17 @@ Examples:
     "--edited-depth", type=_PATH, default=None, metavar="FILE",
     help="Planar depth after the edit, if it changed the shape [default: as before].",
 )  # fmt: skip
-@click.option("--checkpoint", type=_PATH, required=True, metavar="DIR", help="As of generate.")
+@click.option(
+    "--checkpoint", type=_PATH, default=None, metavar="DIR", callback=_say_which_weights,
+    help="As of generate.",
+)  # fmt: skip
 @click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
 @click.option("--views", type=int, default=None, metavar="N", help="Of the others [default: all].")
-@click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
+@click.option(
+    "--steps", type=int, default=None, metavar="N",
+    help="Denoising steps [default: what the training run evaluated with; 25 for released "
+    "weights].",
+)  # fmt: skip
 @click.option("--guidance", type=float, default=None, metavar="G", help="As of generate.")
 @click.option(
     "--sampler", type=click.Choice(["ddim", "fast", "official"]), default="ddim",

@@ -179,3 +179,30 @@ def ldm_vae_name(name):
     }.items():
         name = name.replace(here, there)
     return name
+
+
+def random_run(workdir, step: int = 5, **overrides):
+    """The workdir of a training run with random weights: configs/tiny.py made smaller."""
+    import orbax.checkpoint as ocp
+
+    from configs import tiny
+    from see3d_jax.models.unet import UNetConfig
+    from see3d_jax.models.weights import init_unet
+
+    config = tiny.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.path": "/somewhere/clips", "data.image_size": 32, "codec.channels": 6,
+            "model.model_channels": 16, "model.head_dim": 16, "model.norm_groups": 8,
+            "evaluation.sampler_steps": 3, "evaluation.guidance": 0.5, **overrides,
+        }
+    )  # fmt: skip
+    workdir.mkdir(parents=True)
+    content = json.loads(config.to_json())
+    (workdir / "config.json").write_text(json.dumps(content))
+    params = init_unet(UNetConfig(**content["model"]), 3)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(
+            (workdir / "checkpoints" / str(step) / "state").resolve(), {"ema_params": params}
+        )
+    return workdir

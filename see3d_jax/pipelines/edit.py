@@ -59,10 +59,10 @@ def edit(
     reference: int | str,
     edited: str | os.PathLike[str],
     region: str | os.PathLike[str],
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
     edited_depth: str | os.PathLike[str] | None = None,
     views: int | None = None,
-    steps: int = 25,
+    steps: int | None = None,
     guidance: float | None = None,
     sampler: str = "ddim",
     unet: str | None = None,
@@ -82,7 +82,7 @@ def edit(
 
     Returns the edited views in place of the photos. Raises InputError naming what is wrong.
     """
-    if (views is not None and views < 1) or steps < 1:
+    if min(1 if n is None else n for n in (views, steps)) < 1:
         raise InputError(f"--views and --steps must be at least 1, got {views} and {steps}")
     scene = load_scene(source)
     (chosen,) = choose_frames(scene, (reference,))
@@ -93,6 +93,7 @@ def edit(
         others = [others[i] for i in np.linspace(0, len(others) - 1, views).round().astype(int)]
     model = load_model(checkpoint, unet=unet, references=1, sampler=sampler)
     guidance = model.sampling.guidance if guidance is None else guidance
+    steps = steps or model.sampling.num_steps
     first = scene.cameras[chosen]
     width, height = working_size(
         first.width, first.height, size or model.image_size, model.size_multiple
@@ -120,7 +121,8 @@ def edit(
         reference_names=(f"{scene.names[chosen]}_edited",), enlarged=None, truth=None, metrics=None,
         run={
             "input": str(source), "edited": str(edited), "region": str(region),
-            "edited_depth": edited_depth and str(edited_depth), "checkpoint": str(checkpoint),
+            "edited_depth": edited_depth and str(edited_depth),
+            "checkpoint": checkpoint and str(checkpoint),
             "model": model.name, "sampler": sampler, "references": [scene.names[chosen]],
             "frames": [scene.names[i] for i in others], "steps": steps, "guidance": guidance,
             "composite": True, "seed": seed, "width": width, "height": height,

@@ -47,7 +47,7 @@ from see3d_jax.pipelines.depth_model import DepthModel, load_depth_model
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, check_photo, load_images, load_scene
 from see3d_jax.pipelines.path_checks import path_warnings
-from see3d_jax.pipelines.pretrained import load_model
+from see3d_jax.pipelines.pretrained import checkpoint_folder, load_model
 from see3d_jax.pipelines.rounds import DepthEstimator, run_rounds
 from see3d_jax.pipelines.sfm import open_scene
 from see3d_jax.pipelines.superres import FACTOR, enlarge_views, load_superres
@@ -100,13 +100,13 @@ def generate(
     source: str | os.PathLike[str],
     *,
     trajectory: str,
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
     depth: str | os.PathLike[str] | None = None,
     depth_kind: str | None = None,
     views: int | None = None,
     references: Sequence[int | str] = (),
     fov: float | None = None,
-    steps: int = 25,
+    steps: int | None = None,
     guidance: float | None = None,
     sampler: str = "ddim",
     unet: str | None = None,
@@ -131,7 +131,8 @@ def generate(
       trajectory: a move around the first reference (`geometry.trajectories.MOVES`); "interpolate",
         a smooth path through two or more references; or a file of cameras: transforms.json, CSV,
         COLMAP folder.
-      checkpoint: workdir of a training run, or folder of converted released weights.
+      checkpoint: workdir of a training run, folder of converted released weights, or packed model;
+        default the small one inside the package.
       depth: planar depth of the first reference, of its size; or a depth model, an .onnx file
         whose output is of `depth_kind` (see `pipelines.depth_model`). Where the source has none
         either, it is estimated by stereo between two or more references.
@@ -139,7 +140,7 @@ def generate(
         than the file has: the file's cameras are keyframes of a smooth path.
       references: indices or names of the source's frames to start from; default the first, and
         its neighbours where depth has to come from stereo.
-      steps, guidance: of the sampler; guidance defaults to what the model was evaluated with.
+      steps, guidance: of the sampler; default: what the model was evaluated with.
       sampler, unet, prompt: see `pretrained.load_model`.
       size: side of the square whose area the views have; default that of the training images.
       composite: make `composited` the result.
@@ -187,8 +188,8 @@ def generate(
         checkpoint, unet=unet, references=len(chosen), sampler=sampler, prompt=prompt
     )
     enlarger = None if sr is None else load_superres(sr, sampler)
-    if guidance is None:
-        guidance = model.sampling.guidance
+    guidance = model.sampling.guidance if guidance is None else guidance
+    steps = steps or model.sampling.num_steps
     first = scene.cameras[chosen[0]]
     width, height = working_size(
         first.width, first.height, size or model.image_size, model.size_multiple
@@ -207,8 +208,8 @@ def generate(
     targets = stack(path)
     given = np.stack([resize_image(image, width, height) for image in images])
     settings = {
-        "checkpoint": str(Path(checkpoint).resolve()), "model": model.name, "sampler": sampler,
-        "steps": steps, "guidance": guidance, "seed": seed, "prompt": prompt,
+        "checkpoint": str(checkpoint_folder(checkpoint).resolve()), "model": model.name,
+        "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed, "prompt": prompt,
     }  # fmt: skip
 
     def fill(
@@ -265,8 +266,8 @@ def generate(
         enlarged=enlarged, truth=true_images, metrics=metrics,
         run={
             "input": str(source), "depth": depth and str(depth), "depth_from": depth_from,
-            "trajectory": trajectory, "checkpoint": str(checkpoint), "model": model.name,
-            "sampler": sampler, "prompt": prompt,
+            "trajectory": trajectory, "checkpoint": checkpoint and str(checkpoint),
+            "model": model.name, "sampler": sampler, "prompt": prompt,
             "truth": truth and str(truth), "sr": sr and str(sr),
             "references": list(names), "fov": fov, "steps": steps,
             "guidance": guidance, "composite": composite, "seed": seed,

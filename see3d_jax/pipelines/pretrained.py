@@ -1,9 +1,10 @@
-"""A model ready to sample from: the workdir of a training run, or a folder of converted weights.
+"""A model ready to sample from: a training run, converted weights, or what the package ships.
 
 Of a run: config.json and the moving average (EMA) of the newest complete checkpoint. Of released
 weights (`tools.convert_see3d`): one of the UNets, the autoencoder, both CLIP towers, the noise
-schedule. Sampling code should take `params` as an argument of what it jits (`apply` does), because
-a closed-over array becomes a constant of the compiled program.
+schedule. A packed model (`tools.export_tiny`) is a run in two small files; the one inside the
+package is taken when no other is given. Sampling code should take `params` as an argument of what
+it jits (`apply` does), because a closed-over array becomes a constant of the compiled program.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,7 @@ from see3d_jax.errors import InputError
 from see3d_jax.models import origins
 from see3d_jax.models.codec import Codec, VaeCodec
 from see3d_jax.models.context import ContextEncoder, encode_context
+from see3d_jax.models.packed import EMBEDDED, is_packed, read_packed_config, read_packed_params
 from see3d_jax.models.release import Release, load_release
 from see3d_jax.models.tokenizer import EMPTY_PROMPT_IDS, load_tokenizer
 from see3d_jax.models.unet import UNetConfig
@@ -40,6 +44,7 @@ SAMPLERS = {
 }
 # The released UNets: trained at 512² and 16 views (paper, App. C), sampled with g = 2 (code).
 RELEASE_SIZE, RELEASE_VIEWS, RELEASE_GUIDANCE = 512, 16, 2.0
+RELEASE_STEPS = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,7 @@ class See3DModel:
       schedule: noise schedule the weights were trained for.
       image_size: side of the training images, pixels.
       views: views per training example, references included.
-      sampling: settings the weights want: guidance, and how the condition is mixed.
+      sampling: settings the weights want: steps, guidance, and how the condition is mixed.
       preconditioning: what the network corrects, see `diffusion.precondition`.
       context_tokens: length of the context.
       context_encoder: CLIP towers; None: the model was trained on a context of zeros.
@@ -110,7 +115,7 @@ def denoiser(
 
 
 def load_model(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None,
     *,
     step: int | None = None,
     unet: str | None = None,
@@ -118,10 +123,10 @@ def load_model(
     sampler: str = "ddim",
     prompt: str | None = None,
 ) -> See3DModel:
-    """Reads the workdir of a training run or a folder of converted weights.
+    """Reads the workdir of a training run, a folder of converted weights, or a packed model.
 
     Args:
-      folder: either of the two.
+      folder: any of the three; None: the packed model inside the package.
       step: of a training run, which checkpoint; default the newest.
       unet: of released weights, which UNet; default "single" for one reference, else "sparse".
       references: how many reference views will be given.
@@ -132,7 +137,7 @@ def load_model(
 
     Raises InputError naming what is missing: the folder, its config, a complete checkpoint, a UNet.
     """
-    folder = Path(folder)
+    folder = checkpoint_folder(folder)
     if sampler not in SAMPLERS:
         raise InputError(f"--sampler {sampler}: expected one of {', '.join(SAMPLERS)}")
     if (folder / "release.json").is_file():
@@ -148,7 +153,12 @@ def load_model(
         )
     if unet is not None:
         raise InputError(f"--unet {unet}: {folder} is a training run and has only one UNet")
-    model = _trained_model(folder, step, sampler)
+    if is_packed(folder):
+        if step is not None:
+            raise InputError(f"{folder}: a packed model has no training steps to choose from")
+        model = _packed_model(folder, sampler)
+    else:
+        model = _trained_model(folder, step, sampler)
     if prompt is None:
         return model
     if model.context_encoder is None:
@@ -158,6 +168,18 @@ def load_model(
         )
     release = origins.find_release(origins.read_run_config(folder)["init_from"])
     return _with_prompt(model, release.folder, prompt)
+
+
+def checkpoint_folder(checkpoint: str | os.PathLike[str] | None) -> Path:
+    """The folder meant by --checkpoint; without one that of the weights inside the package."""
+    if checkpoint is not None:
+        return Path(checkpoint)
+    if not is_packed(EMBEDDED):
+        raise InputError(
+            f"{EMBEDDED}: this installation came without its small weights; give --checkpoint "
+            "with the workdir of a training run or converted released weights"
+        )
+    return EMBEDDED
 
 
 def _with_prompt(model: See3DModel, release: Path, prompt: str) -> See3DModel:
@@ -192,7 +214,10 @@ def _released_model(
         name=f"released UNet {name!r}", unet=unet, params=params, codec=codec,
         schedule=make_schedule(**release.schedule_fields()),
         image_size=RELEASE_SIZE, views=RELEASE_VIEWS,
-        sampling=SamplerConfig(guidance=RELEASE_GUIDANCE, weight_form=form, **SAMPLERS[sampler]),
+        sampling=SamplerConfig(
+            num_steps=RELEASE_STEPS, guidance=RELEASE_GUIDANCE, weight_form=form,
+            **SAMPLERS[sampler],
+        ),
         context_encoder=release.context_encoder(), official=official,
     )  # fmt: skip
 
@@ -204,17 +229,38 @@ def _trained_model(workdir: Path, step: int | None, sampler: str) -> See3DModel:
         step = steps[-1]
     elif step not in steps:
         raise InputError(f"{workdir}: has no checkpoint of step {step}; it has {steps}")
+    return _model_of_run(
+        f"training step {step}", config, workdir,
+        lambda unet: origins.read_average(workdir, step, unet), sampler,
+    )  # fmt: skip
+
+
+def _packed_model(folder: Path, sampler: str) -> See3DModel:
+    config = read_packed_config(folder)
+    what = "the small model inside the package" if folder == EMBEDDED else "packed model"
+    return _model_of_run(
+        f"{what}, training step {config.get('training', {}).get('steps', '?')}",
+        {**config, "init_from": ""}, folder,
+        lambda unet: read_packed_params(folder, unet), sampler,
+    )  # fmt: skip
+
+
+def _model_of_run(
+    name: str, config: Mapping[str, Any], folder: Path, read: Callable[[UNetConfig], Params],
+    sampler: str,
+) -> See3DModel:  # fmt: skip
     try:
         unet = UNetConfig(**config["model"])
         return See3DModel(
-            name=f"training step {step}",
+            name=name,
             unet=unet,
-            params=origins.read_average(workdir, step, unet),
+            params=read(unet),
             codec=origins.load_codec(config["codec"], config["init_from"]),
             schedule=make_schedule(**config["schedule"]),
             image_size=config["data"]["image_size"],
             views=config["data"]["views"],
             sampling=SamplerConfig(
+                num_steps=int(config["evaluation"]["sampler_steps"]),
                 guidance=float(config["evaluation"]["guidance"]),
                 weight_form=condition_form(config["condition"], config["objective"]["weight_form"]),
                 beta=config["objective"]["beta"],
@@ -230,5 +276,5 @@ def _trained_model(workdir: Path, step: int | None, sampler: str) -> See3DModel:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{workdir / 'config.json'}: does not describe a model of this release ({error})"
+            f"{folder / 'config.json'}: does not describe a model of this release ({error})"
         ) from error

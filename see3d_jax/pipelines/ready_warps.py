@@ -93,8 +93,8 @@ def load_ready_warps(folder: str | os.PathLike[str]) -> ReadyWarps:
 def fill_ready_warps(
     source: str | os.PathLike[str],
     *,
-    checkpoint: str | os.PathLike[str],
-    steps: int = 25,
+    checkpoint: str | os.PathLike[str] | None = None,
+    steps: int | None = None,
     guidance: float | None = None,
     sampler: str = "ddim",
     unet: str | None = None,
@@ -108,13 +108,14 @@ def fill_ready_warps(
     Raises InputError for anything wrong with the folder or the options, naming it.
     """
     started = time.monotonic()
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise InputError(f"--steps must be at least 1, got {steps}")
     ready = load_ready_warps(source)
     model = load_model(
         checkpoint, unet=unet, references=len(ready.references), sampler=sampler, prompt=prompt
     )
     guidance = model.sampling.guidance if guidance is None else guidance
+    steps = steps or model.sampling.num_steps
     rows, columns = ready.masks[0].shape
     side = size or model.image_size
     width, height = working_size(columns, rows, side, model.size_multiple)
@@ -128,7 +129,7 @@ def fill_ready_warps(
     generated = sample_groups(model, references, warps, masks, steps, guidance, seed)
     views = np.where(masks[..., None], warps, generated) if composite else generated
     run = {
-        "input": str(source), "checkpoint": str(checkpoint), "model": model.name,
+        "input": str(source), "checkpoint": checkpoint and str(checkpoint), "model": model.name,
         "sampler": sampler, "steps": steps, "guidance": guidance, "prompt": prompt,
         "composite": composite, "seed": seed, "width": width, "height": height,
         "references": len(references), "known_share": round(float(masks.mean()), 4),
