@@ -3,15 +3,18 @@
 X_t and, where M = 1, V_t are two noisy looks at the same clean latents x_0. If x_0 were Gaussian
 with deviation s per channel, its expectation given both would be linear in them:
 
-    x̂_0 = (√ᾱ_t·X_t/(1 − ᾱ_t) + M·√ᾱ_t'·C_t/(1 − ᾱ_t' + d²)) / p                                (1)
-    p    = 1/s² + ᾱ_t/(1 − ᾱ_t) + M·ᾱ_t'/(1 − ᾱ_t' + d²)                                        (2)
+    x̂_0 = (√ᾱ_t·X_t/(1 − ᾱ_t) + √ᾱ_t'·C_t/(1 − ᾱ_t' + ᾱ_t'·d²)) / p                             (1)
+    p    = 1/s² + ᾱ_t/(1 − ᾱ_t) + ᾱ_t'/(1 − ᾱ_t' + ᾱ_t'·d²)                                     (2)
     x_0  ≈ x̂_0 + F(X_t, V_t, M)/√p                                                               (3)
 
 with C_t solved from V_t = W_t·C_t + (1 − W_t)·X_t. The network F has only the rest to learn, in
 units of what is uncertain (Karras et al. 2022, c_skip and c_out, for two observations instead of
-one); d keeps (1) from trusting conditions without noise, which may be warped or cut by a mask.
-Known pixels need no training then, and all of it goes into the holes. Ours, not See3D's: released
-weights were trained without, so this is for models that start from nothing.
+one). d is how wrong C_t is by itself: a tenth of s where M = 1 (warped, or cut by a mask). Where
+M = 0, "gaussian" takes no notice of C_t (d = ∞); "filled" has the holes of the condition images
+filled smoothly (`hole_fill`) and trusts them by how far from the truth that was on warped views of
+synthetic scenes, d = 0.6·s. So known pixels need no training, and in the holes it starts from what
+inpainting gives. Ours, not See3D's: released weights were trained without, so this is for models
+that start from nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from see3d_jax.diffusion.loss import Denoise
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.diffusion.visual_condition import condition_timestep, mixing_weight
 
-PRECONDITIONINGS = ("none", "gaussian")
-_DISTRUST = 0.1  # d as a share of s
+PRECONDITIONINGS = ("none", "gaussian", "filled")
+_DISTRUST = 0.1  # d as a share of s, where M = 1
+_DISTRUST_FILLED = 0.6  # and in holes that were filled
 
 
 def precondition(
@@ -41,7 +45,7 @@ def precondition(
 
     Args:
       network: F, (x [B, V, h, w, 2c+1], t [B, V], context) → [B, V, h, w, c].
-      kind: "gaussian", or "none" for the network as it is.
+      kind: "gaussian" or "filled", or "none" for the network as it is.
       schedule: schedule of X_t; the result is in its prediction type.
       deviation: [c], s: deviation of clean latents.
       form, beta: the mixing weight W_t that V_t is made with, see `visual_condition`.
@@ -54,7 +58,9 @@ def precondition(
         return network
 
     def denoise(x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-        mean, spread = gaussian_estimate(x, t, schedule, deviation, form=form, beta=beta)
+        mean, spread = gaussian_estimate(
+            x, t, schedule, deviation, form=form, beta=beta, filled=kind == "filled"
+        )
         x_0 = mean + spread * network(x, t, context).astype(jnp.float32)
         return schedule.from_x0(x[..., : len(deviation)], x_0, t)
 
@@ -69,10 +75,11 @@ def gaussian_estimate(
     *,
     form: str,
     beta: float,
+    filled: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """x̂_0 and its deviation 1/√p, both [B, V, h, w, c], from a network input; eqs. (1) and (2).
 
-    References (clean X_t, M = 1) get values without meaning: nothing is asked about them.
+    `filled` says that the condition has something in its holes. References (clean X_t, M = 1) get values without meaning: nothing is asked about them.
     """
     channels = len(deviation)
     x_t, v_t, mask = jnp.split(x, (channels, 2 * channels), -1)
@@ -88,6 +95,11 @@ def gaussian_estimate(
         signal_c, noise_c = schedule.coefficients(t_c, x.ndim)
 
     trust = signal / jnp.square(noise)
-    trust_c = mask * signal_c / (jnp.square(noise_c) + _DISTRUST**2 * variance)
+    wrong_by = mask * _DISTRUST + (1 - mask) * _DISTRUST_FILLED
+    trust_c = signal_c / (jnp.square(noise_c) + jnp.square(signal_c * wrong_by) * variance)
+    if filled:  # but for views that go without a condition: their V_t is zero
+        trust_c = trust_c * jnp.any(v_t != 0, (2, 3, 4), keepdims=True)
+    else:
+        trust_c = trust_c * mask
     precision = 1 / variance + signal * trust + signal_c * trust_c
     return (trust * x_t + trust_c * c_t) / precision, jax.lax.rsqrt(precision)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from see3d_jax.diffusion.hole_fill import fill_holes
 from see3d_jax.diffusion.sampler import SamplerConfig, sample, sampling_steps
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.diffusion.visual_condition import latent_mask
@@ -59,7 +60,7 @@ def sample_groups(
                 mask = np.concatenate([known, masks[group]])[None, ..., None]
                 sampled = _sample(
                     model.params, model.codec, model.schedule, images,
-                    latent_mask(mask.astype(np.float32), model.codec.factor),
+                    mask.astype(np.float32),
                     np.arange(images.shape[1])[None] < references,
                     context, jax.random.fold_in(key, first_group + number),
                     unet=model.unet, preconditioning=model.preconditioning, sampler=sampler,
@@ -78,11 +79,16 @@ def _sample(
     is_reference: jax.Array, context: jax.Array, key: jax.Array,
     *, unet: UNetConfig, preconditioning: str, sampler: SamplerConfig, official: bool,
 ) -> jax.Array:  # fmt: skip
-    """uint8 images [B, V, H, W, 3] with black holes → uint8 images with the targets sampled."""
+    """Samples the targets among uint8 images [B, V, H, W, 3] with black holes: uint8 images.
+
+    The mask [B, V, H, W, 1] is 1 on what is known.
+    """
     key, key_encoding = jax.random.split(key)
-    latents = codec.encode(
-        images.astype(jnp.float32) / 127.5 - 1, key_encoding if official else None
-    )
+    images = images.astype(jnp.float32) / 127.5 - 1
+    if preconditioning == "filled":
+        images = fill_holes(images, mask)
+    latents = codec.encode(images, key_encoding if official else None)
+    mask = latent_mask(mask, codec.factor)
     denoise = denoiser(unet, params, preconditioning, schedule, codec, sampler)
     sampled = sample(
         denoise, schedule, sampler, latents, mask, is_reference, context, key, progress=_advance

@@ -115,7 +115,7 @@ def target_errors(
     def errors(
         denoise: Denoise, row: jax.Array, batch: dict, frozen: Frozen, schedule: Schedule, key: Any
     ) -> jax.Array:
-        x_0, condition, mask = encode_batch(frozen.codec, batch)
+        x_0, condition, mask = encode_batch(frozen.codec, batch, spec.objective.preconditioning)
         context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
         noise = draw_loss_noise(
             key, row[None], positions(x_0.shape[1], VIEW_AXIS), x_0.shape[2:],
@@ -153,7 +153,7 @@ def sample_views(
     def images(
         denoise: Denoise, row: jax.Array, batch: dict, frozen: Frozen, schedule: Schedule, key: Any
     ) -> jax.Array:
-        x_0, condition, mask = encode_batch(frozen.codec, batch)
+        x_0, condition, mask = encode_batch(frozen.codec, batch, spec.objective.preconditioning)
         is_reference = batch["is_reference"]
         latents = jnp.where(is_reference[:, :, None, None, None], x_0, condition)
         context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)

@@ -106,7 +106,9 @@ def _loss(
     targets: jax.Array,
 ) -> jax.Array:
     """This device's share of the loss of the whole batch, which has so many `targets`."""
-    x_0, condition, mask = jax.lax.stop_gradient(encode_batch(frozen.codec, batch))
+    x_0, condition, mask = jax.lax.stop_gradient(
+        encode_batch(frozen.codec, batch, spec.objective.preconditioning)
+    )
     context = batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
     views = positions(x_0.shape[1], VIEW_AXIS)
     noise = draw_loss_noise(

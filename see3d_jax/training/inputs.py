@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from see3d_jax.diffusion.hole_fill import fill_holes
 from see3d_jax.diffusion.visual_condition import latent_mask
 from see3d_jax.errors import InputError
 from see3d_jax.models.codec import Codec
@@ -20,14 +21,19 @@ EMPTY = -1.0  # black in the model's range: missing pixels look as they do in a 
 
 
 def encode_batch(
-    codec: Codec, batch: dict[str, jax.Array]
+    codec: Codec, batch: dict[str, jax.Array], preconditioning: str = "none"
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch → (clean latents [B, V, h, w, c], condition latents, mask at latent size)."""
+    """Batch → (clean latents [B, V, h, w, c], condition latents, mask at latent size).
+
+    Holes of the condition are black, unless `preconditioning` has them filled.
+    """
     x_0 = batch["latent"] if "latent" in batch else codec.encode(batch["image"])
     if "warped" in batch:
         seen = batch["warped"]
     else:
         seen = jnp.where(batch["mask"] > 0.5, batch["image"], EMPTY)
+    if preconditioning == "filled":
+        seen = fill_holes(seen, batch["mask"])
     return x_0, codec.encode(seen), latent_mask(batch["mask"], codec.factor)
 
 

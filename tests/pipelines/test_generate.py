@@ -73,7 +73,7 @@ def run(scene: Path, **options):
     return generate(scene, **{**defaults, **options})
 
 
-@pytest.mark.parametrize("preconditioning", ["none", "gaussian"])
+@pytest.mark.parametrize("preconditioning", ["none", "gaussian", "filled"])
 def test_a_model_with_a_head_start_is_sampled_with_it(random_model, preconditioning) -> None:
     """The network is silent: only the head start can tell what the known half looks like."""
     photo = cv2.resize(skimage.data.astronaut(), (40, 40), interpolation=cv2.INTER_AREA)
@@ -83,7 +83,7 @@ def test_a_model_with_a_head_start_is_sampled_with_it(random_model, precondition
     warps = np.where(masks[..., None], photo, 0)
     made = sample_groups(silent, photo[None], warps, masks, steps=4, guidance=0.0, seed=0)
     error = np.abs(made[0].astype(float) - photo)[24:].mean()  # not beside the hole
-    assert error < 20 if preconditioning == "gaussian" else error > 40
+    assert error > 40 if preconditioning == "none" else error < 20
 
 
 def test_result_folder_holds_what_it_promises_and_opens_as_a_scene(scene, model, tmp_path) -> None:

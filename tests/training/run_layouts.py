@@ -63,7 +63,7 @@ def awake(unet):
 
 def plain_loss(params, batch, frozen, schedule, key, spec):
     """The training loss as a formula over whole arrays."""
-    x_0, condition, mask = inputs.encode_batch(frozen.codec, batch)
+    x_0, condition, mask = inputs.encode_batch(frozen.codec, batch, spec.objective.preconditioning)
     context = inputs.batch_context(frozen, batch, spec.context_tokens, spec.unet.context_dim)
     noise = draw_loss_noise(
         key, jnp.arange(ROWS), jnp.arange(VIEWS), x_0.shape[2:],

@@ -109,7 +109,7 @@ def test_the_loss_of_a_range_of_timesteps_is_the_training_loss_there():
         params, batch, frozen, schedule, key, spec=spec, mesh=mesh, buckets=4, rows=2
     )
 
-    x_0, condition, mask = inputs.encode_batch(frozen.codec, batch)
+    x_0, condition, mask = inputs.encode_batch(frozen.codec, batch, spec.objective.preconditioning)
     noise = draw_loss_noise(
         key, jnp.arange(2), jnp.arange(3), x_0.shape[2:], num_timesteps=1000, drop_probability=0.0
     )
