@@ -1,9 +1,9 @@
 """The model that ships with the package: what `see3d generate` uses when no checkpoint is given.
 
-    python -m data_prep.synthetic --output data/posed --clips 400 --seed 100
+    python -m data_prep.synthetic --output data/posed --clips 240 --seed 100
+    POSED=data/posed/records
     python -m see3d_jax.main --config=configs/embedded.py --workdir=runs/embedded \\
-        --config.data.mixture='(("data/posed/records", 1.0, "unposed"), ("data/posed/records", 1.0, "posed"))'
-    python -m tools.export_embedded --workdir=runs/embedded
+        --config.data.mixture="(('$POSED', 1.0, 'unposed'), ('$POSED', 1.0, 'posed'))"
 
 Four times the pixels of configs/tiny.py for the same work: blocks of 8² pixels are one latent. Half
 of the clips are shown behind random masks, as in the paper; half as their references warped through

@@ -79,7 +79,8 @@ def gaussian_estimate(
 ) -> tuple[jax.Array, jax.Array]:
     """x̂_0 and its deviation 1/√p, both [B, V, h, w, c], from a network input; eqs. (1) and (2).
 
-    `filled` says that the condition has something in its holes. References (clean X_t, M = 1) get values without meaning: nothing is asked about them.
+    `filled` says that the condition has something in its holes. References (clean X_t, M = 1) get
+    values without meaning: nothing is asked about them.
     """
     channels = len(deviation)
     x_t, v_t, mask = jnp.split(x, (channels, 2 * channels), -1)

@@ -53,13 +53,13 @@ def mixing_weight(t: jax.Array, form: str = "code", beta: float = 0.2) -> jax.Ar
     "code" is what the released weights were sampled with: it depends on t' and reaches 0.009 at
     t = 0. "paper" is written in t and decays five times faster below t = 300; above they agree (up
     to the rounding of t'). "clean" is 1: the condition as it is (the super-resolution model).
-    The constants belong to β = 0.2; another β keeps W a function of t.
+    The constants belong to β = 0.2: W stays the same function of t for another β.
 
     Raises:
       ValueError: an unknown form.
     """
     if form == "code":
-        step = condition_timestep(t, beta).astype(jnp.float32) * (0.2 / beta)
+        step = condition_timestep(t).astype(jnp.float32)
         late = 0.8 * jnp.exp(-0.075 * (60 - step))
         weight = jnp.where(step >= 60, 1 - 0.2 * (200 - step) / 140, late)
     elif form == "paper":

@@ -232,7 +232,7 @@ def score(batch: Batch, predicted: np.ndarray, perceptual: Lpips | None = None) 
     shown = _unit(shown_images(batch)[target])
     methods = {
         "": _unit(predicted[target]),
-        "_copy": _unit(_nearest_reference(batch)[target]),
+        "_copy": _unit(nearest_reference(batch)[target]),
         "_condition": shown,
     }
     if not known.all():
@@ -271,7 +271,7 @@ def shown_images(batch: Batch) -> np.ndarray:
     return np.where(batch["mask"] > 0.5, batch["image"], np.float32(EMPTY))
 
 
-def _nearest_reference(batch: Batch) -> np.ndarray:
+def nearest_reference(batch: Batch) -> np.ndarray:
     """For every view the reference image nearest to it in time, [B, V, h, w, 3]."""
     frame, is_reference = batch["frame"].astype(np.int64), batch["is_reference"]
     distance = np.abs(frame[:, :, None] - frame[:, None, :])  # [B, view, candidate]
@@ -282,7 +282,7 @@ def _nearest_reference(batch: Batch) -> np.ndarray:
 
 def sample_grid(batch: Batch, predicted: np.ndarray) -> np.ndarray:
     """A picture with one row per clip, showing its first target beside its nearest reference."""
-    nearest, shown = _nearest_reference(batch), shown_images(batch)
+    nearest, shown = nearest_reference(batch), shown_images(batch)
     rows = []
     for clip, is_reference in enumerate(batch["is_reference"]):
         view = int(np.argmin(is_reference))  # the first target

@@ -1,0 +1,1 @@
+"""The paper's ablations at a scale that a laptop can rerun; see `python -m benchmarks.evidence`."""

@@ -1,0 +1,183 @@
+"""The paper's ablations at a scale that a laptop can rerun, each with its spread over seeds.
+
+    python -m data_prep.synthetic --output data/train --clips 80 --seed 100
+    python -m data_prep.synthetic --output data/test --clips 16 --seed 7
+    python -m benchmarks.evidence table3 --train data/train --test data/test --output evidence
+
+Studies: table3, table6, scaling, leakage (they train), solvers (--checkpoint, trains nothing).
+A study that was stopped goes on where it was. OUTPUT/STUDY.json and .jpg are what
+`python -m benchmarks.evidence.report` makes docs/evidence.md of.
+"""
+
+from __future__ import annotations
+
+import ast
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from see3d_jax.errors import InputError, run_command
+
+_PATH = click.Path(path_type=Path)
+SOLVERS = (
+    ("ddim", "official", "DDIM, as released"), ("ddim", "spaced", "DDIM"),
+    ("dpmpp_2m", "quadratic", "DPM-Solver++(2M)"),
+)  # fmt: skip
+CALLS = (1, 2, 4, 10, 20, 50)
+
+
+@click.command()
+@click.argument("study", type=click.Choice(["table3", "table6", "scaling", "leakage", "solvers"]))
+@click.option("--train", type=_PATH, help="Folder of data_prep.synthetic to train on.")
+@click.option("--test", type=_PATH, required=True, help="Another one, of other scenes.")
+@click.option("--output", type=_PATH, required=True, help="Runs, scores and pictures.")
+@click.option("--steps", default=1000, show_default=True, help="Training steps of a variant.")
+@click.option("--pretraining-steps", default=1000, show_default=True, help="Of the shared start.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Runs each.")
+@click.option("--depth-noise", default=0.03, show_default=True, help="Depth error, training, test.")
+@click.option("--checkpoint", type=_PATH, help="Workdir whose solvers are compared.")
+@click.option("--lpips/--no-lpips", default=True, show_default=True, help="AlexNet.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of every config.")
+def app(study: str, test: Path, output: Path, lpips: bool, **options: Any) -> None:
+    """Trains what STUDY compares, scores it on warps of unseen scenes, keeps table and picture."""
+    from benchmarks.evidence.runs import keep_scores, read_scores
+    from see3d_jax.evaluation.lpips import load_lpips
+
+    perceptual = load_lpips("alex") if lpips else None
+    path = output / f"{study}.json"
+    if study == "solvers":
+        if options["checkpoint"] is None:
+            raise InputError("solvers: give --checkpoint, the workdir of a training run")
+        table = solvers(options["checkpoint"], test, options, perceptual, path.with_suffix(".jpg"))
+    else:
+        if options["train"] is None:
+            raise InputError(f"{study}: give --train, a folder of data_prep.synthetic")
+        table = trained(study, test, output, options, perceptual, read_scores(path))
+    command = f"python -m benchmarks.evidence {study} " + " ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in {"train": options["train"], "test": test, "output": output}.items()
+        if value is not None
+    )
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+    keep_scores(path, {"study": study, "command": command, "options": settings, **table})
+    click.echo(f"wrote {path}")
+
+
+def trained(
+    study: str, test: Path, output: Path, options: dict, perceptual: Any, before: dict
+) -> dict[str, Any]:
+    """Rows of a study that trains: {"rows", "baselines", "views", "seconds"}."""
+    from benchmarks.evidence import runs, studies
+
+    budget = studies.Budget(
+        options["train"], options["pretraining_steps"], options["steps"], options["seeds"],
+        options["depth_noise"], dict(map(_override, options["overrides"])),
+    )  # fmt: skip
+    folder = output / "runs"
+    start = time.perf_counter()
+    for run in studies.pretraining(budget):
+        click.echo(f"{run.name} …")
+        runs.train(run, folder)
+    rows: dict[str, Any] = {}
+    pictures: dict[str, np.ndarray] = {}
+    batch = None
+    for variant in studies.STUDIES[study](budget, output / "data"):
+        found: dict[str, list[dict[str, float]]] = {}
+        for seed, run in enumerate(variant.runs):
+            click.echo(f"{run.name} …")
+            model = runs.Trained.load(runs.train(run, folder))
+            if batch is None:
+                batch = runs.test_batch(test / "records", model.config, budget.depth_noise)
+            for form in variant.forms:
+                images = model.sample(batch, seed, form)
+                name = variant.name + {None: "", "clean": ", warp as it is"}.get(
+                    form, ", warp through C_t and W_t"
+                )
+                found.setdefault(name, []).append(runs.score(batch, images, perceptual))
+                if seed == 0:
+                    pictures[name] = images
+        for name, scores in found.items():
+            rows[name] = runs.spread(scores)
+            click.echo(f"  {name}: " + _line(rows[name]))
+    nothing = runs.baselines(batch)
+    free = {name: runs.score(batch, images, perceptual) for name, images in nothing.items()}
+    _picture(output / f"{study}.jpg", batch, nothing | pictures)
+    seconds = before.get("seconds", 0.0) + time.perf_counter() - start
+    return {
+        "rows": rows, "baselines": free, "views": int((~batch["is_reference"]).sum()),
+        "scenes": len(batch["is_reference"]), "seconds": round(seconds),
+    }  # fmt: skip
+
+
+def solvers(
+    checkpoint: Path, test: Path, options: dict, perceptual: Any, picture: Path
+) -> dict[str, Any]:
+    """Quality against the number of UNet calls, by solver and spacing."""
+    from benchmarks.evidence import runs
+    from see3d_jax.diffusion.sampler import SamplerConfig, sampling_steps
+
+    model = runs.Trained.load(checkpoint)
+    batch = runs.test_batch(test / "records", model.config, options["depth_noise"])
+    rows, pictures = {}, {}
+    for solver, timesteps, name in SOLVERS:
+        for steps in CALLS:
+            if steps == 1 and solver != "ddim":
+                continue
+            chosen = runs.sampler_settings(solver, timesteps, steps)
+            calls = len(sampling_steps(SamplerConfig(**chosen))[0])
+            made = [model.sample(batch, seed, **chosen) for seed in range(options["seeds"])]
+            label = f"{name}, {calls} calls"
+            rows[label] = runs.spread([runs.score(batch, images, perceptual) for images in made])
+            rows[label]["calls"] = [calls, 0.0]
+            click.echo(f"  {label}: " + _line(rows[label]))
+            if steps in (2, 50):
+                pictures[label] = made[0]
+    nothing = runs.baselines(batch)
+    free = {name: runs.score(batch, images, perceptual) for name, images in nothing.items()}
+    _picture(picture, batch, pictures)
+    return {
+        "rows": rows, "baselines": free, "views": int((~batch["is_reference"]).sum()),
+        "scenes": len(batch["is_reference"]),
+    }  # fmt: skip
+
+
+def _override(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise InputError(f"--set {text}: want KEY=VALUE, e.g. batch_size=2")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _line(scores: dict[str, list[float]]) -> str:
+    names = ("psnr_all", "psnr_known", "psnr_hole", "lpips_hole")
+    return "  ".join(
+        f"{name} {scores[name][0]:.2f} ± {scores[name][1]:.2f}" for name in names if name in scores
+    )
+
+
+def _picture(path: Path, batch: dict[str, np.ndarray], columns: dict[str, np.ndarray]) -> None:
+    """One row per test scene (six at most): its first target, by every method."""
+    from see3d_jax.media import contact_sheet, write_image
+
+    everything = columns | {"truth": batch["image"]}
+    rows = []
+    for scene in range(min(6, len(batch["image"]))):
+        target = int(np.argmin(batch["is_reference"][scene]))
+        cells = (images[scene, target] for images in everything.values())
+        rows.append([np.clip(cell / 2 + 0.5, 0, 1) for cell in cells])
+    write_image(path, contact_sheet(rows, column_labels=tuple(everything), cell_height=112))
+
+
+def main() -> None:
+    """Console entry."""
+    run_command(lambda: app(prog_name="python -m benchmarks.evidence", standalone_mode=False))
+
+
+if __name__ == "__main__":
+    main()

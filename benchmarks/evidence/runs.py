@@ -1,0 +1,212 @@
+"""Training runs of a study and their scores on warps of scenes that no run has seen.
+
+Every run is `python -m see3d_jax.main` in a workdir of its own: one that was killed goes on, one
+that is finished is not repeated, and so a study can be stopped at any time. Scores are those of
+sampled target views whose condition is the references warped through a depth that is wrong by a few
+percent, as it is in use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from see3d_jax.data.examples import ExampleSpec
+from see3d_jax.data.held_out import held_out_batch
+from see3d_jax.data.inpainting import inpaint
+from see3d_jax.data.mixture import DataSource, Mixture, SkippedClips
+from see3d_jax.data.pipeline import Batch
+from see3d_jax.diffusion.sampler import SamplerConfig
+from see3d_jax.errors import InputError, WorkError
+from see3d_jax.evaluation.lpips import Lpips, lpips
+from see3d_jax.evaluation.metrics import psnr, ssim
+from see3d_jax.files import write_json
+from see3d_jax.models import origins
+from see3d_jax.training import settings
+from see3d_jax.training.evaluate import nearest_reference, sample_views, shown_images
+from see3d_jax.training.sharding import make_mesh
+
+REGIONS = ("all", "known", "hole")
+_ALL_TEST_CLIPS = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+      name: its workdir within the study.
+      config: file under configs/.
+      overrides: values of the config by dotted name.
+      init_from: name of the run that it starts from, or "".
+    """
+
+    name: str
+    config: str
+    overrides: dict[str, Any]
+    init_from: str = ""
+
+
+def train(run: Run, folder: Path) -> Path:
+    """Trains `run` in folder/name unless it is finished; returns the workdir.
+
+    Raises WorkError with the last line that a failed run printed.
+    """
+    workdir = folder / run.name
+    done = folder / f"{run.name}.done"
+    if done.is_file():
+        return workdir
+    values = dict(run.overrides)
+    if run.init_from:
+        values["init_from"] = str(folder / run.init_from)
+    command = [
+        sys.executable, "-m", "see3d_jax.main", f"--config={run.config}", f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in values.items()),
+    ]  # fmt: skip
+    log = folder / f"{run.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as out:
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
+        raise WorkError(f"{' '.join(command)}: exit code {code} ({''.join(last)}); see {log}")
+    done.touch()
+    return workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run, ready to sample from."""
+
+    config: ml_collections.ConfigDict
+    params: Any
+
+    @classmethod
+    def load(cls, workdir: Path) -> Trained:
+        """Reads the moving average of a workdir's newest checkpoint."""
+        config = ml_collections.ConfigDict(origins.read_run_config(workdir))
+        unet = settings.train_spec(config).unet
+        step = origins.complete_steps(workdir)[-1]
+        return cls(config, origins.read_average(workdir, step, unet))
+
+    def sample(
+        self, batch: Batch, seed: int, weight_form: str | None = None, **sampler: Any
+    ) -> np.ndarray:
+        """Target views [B, V, h, w, 3] in [−1, 1]; references as the codec shows them.
+
+        `weight_form`: how the warp enters, as of `visual_condition.mixing_weight`; default as the
+        run was trained. `sampler`: other settings of SamplerConfig than the run's own.
+        """
+        spec = settings.train_spec(self.config)
+        form = weight_form or spec.objective.weight_form
+        spec = dataclasses.replace(
+            spec, objective=dataclasses.replace(spec.objective, weight_form=form)
+        )
+        own = settings.evaluation(self.config).sampler
+        own = dataclasses.replace(own, **({"weight_form": form} | sampler))
+        mesh = make_mesh(self.config)
+        frozen = settings.frozen_networks(self.config, spec.unet)
+        placed = {name: jnp.asarray(value) for name, value in batch.items()}
+        schedule = settings.noise_schedule(self.config)
+        images = sample_views(
+            self.params, placed, frozen, schedule, jax.random.key(seed),
+            spec=spec, mesh=mesh, sampler=own,
+        )  # fmt: skip
+        return np.asarray(images)
+
+
+def test_batch(folder: Path, config: ml_collections.ConfigDict, depth_noise: float) -> Batch:
+    """One example of every clip in `folder` (but one), conditioned on warps of the references."""
+    spec = settings.example_spec(config)
+    spec = dataclasses.replace(spec, depth_noise=depth_noise, latents=None)
+    return posed_batch(folder, spec)
+
+
+def posed_batch(folder: Path, spec: ExampleSpec) -> Batch:
+    """As `test_batch`, for examples of another kind."""
+    clips = Mixture((DataSource(str(folder), kind="posed"),), seed=0)
+    skipped = SkippedClips()
+    batch, held_out = held_out_batch(clips, spec, _ALL_TEST_CLIPS, 0, skipped)
+    if not held_out.names:
+        raise InputError(f"{folder}: needs at least two clips to test on")
+    return batch
+
+
+def baselines(batch: Batch) -> dict[str, np.ndarray]:
+    """What costs nothing, by name: images [B, V, h, w, 3] in [−1, 1]."""
+    shown = shown_images(batch)
+    known = batch["mask"][..., 0] > 0.5
+    flat = inpaint(_unit(shown).reshape(-1, *shown.shape[2:]), known.reshape(-1, *known.shape[2:]))
+    return {
+        "nearest reference": nearest_reference(batch),
+        "warp, holes black": shown,
+        "warp + Telea": flat.reshape(shown.shape) * 2 - 1,
+    }
+
+
+def score(batch: Batch, images: np.ndarray, perceptual: Lpips | None) -> dict[str, float]:
+    """Means over target views: psnr_{all,known,hole} in dB, ssim, lpips_{all,hole}.
+
+    lpips_hole is LPIPS after the known pixels have been replaced by the truth: what the holes add.
+    """
+    target = ~batch["is_reference"]
+    truth, made = _unit(batch["image"][target]), _unit(images[target])
+    known = batch["mask"][target][..., 0] > 0.5
+    pixels = {"all": np.ones_like(known), "known": known, "hole": ~known}
+    scores = {"ssim": float(np.mean(ssim(made, truth)))}
+    for region in REGIONS:
+        some = pixels[region].any((1, 2))
+        values = psnr(made[some], truth[some], pixels[region][some])
+        scores[f"psnr_{region}"] = float(np.minimum(values, 100.0).mean())
+    if perceptual is not None:
+        in_holes = np.where(known[..., None], truth, made)
+        for region, shown in (("all", made), ("hole", in_holes)):
+            pairs = zip(shown.astype(np.float32), truth)
+            scores[f"lpips_{region}"] = float(np.mean([lpips(perceptual, *p) for p in pairs]))
+    return scores
+
+
+def composite(batch: Batch, images: np.ndarray) -> np.ndarray:
+    """The known pixels of the warp put back."""
+    return np.where(batch["mask"] > 0.5, shown_images(batch), images)
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    return (np.clip(images, -1, 1) * np.float32(0.5) + np.float32(0.5)).astype(np.float32)
+
+
+def spread(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    """{name: [mean, standard deviation]} over runs that differ by their seed."""
+    return {
+        name: [
+            float(np.mean([row[name] for row in rows])),
+            float(np.std([row[name] for row in rows], ddof=1)) if len(rows) > 1 else 0.0,
+        ]
+        for name in rows[0]
+    }
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Scores kept in a file, {} if there are none yet."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def keep_scores(path: Path, scores: dict[str, Any]) -> None:
+    """Writes the scores whole or not at all."""
+    write_json(path, scores)
+
+
+def sampler_settings(solver: str, timesteps: str, steps: int) -> dict[str, Any]:
+    """Settings for `Trained.sample`, checked."""
+    values = {"solver": solver, "timesteps": timesteps, "num_steps": steps}
+    SamplerConfig(**values)
+    return values
