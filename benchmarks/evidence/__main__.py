@@ -70,7 +70,7 @@ def trained(
     study: str, test: Path, output: Path, options: dict, perceptual: Any, before: dict
 ) -> dict[str, Any]:
     """Rows of a study that trains: {"rows", "baselines", "views", "seconds"}."""
-    from benchmarks.evidence import runs, studies
+    from benchmarks.evidence import leak, runs, studies
 
     budget = studies.Budget(
         options["train"], options["pretraining_steps"], options["steps"], options["seeds"],
@@ -105,10 +105,14 @@ def trained(
     nothing = runs.baselines(batch)
     free = {name: runs.score(batch, images, perceptual) for name, images in nothing.items()}
     _picture(output / f"{study}.jpg", batch, nothing | pictures)
+    more = {}
+    if study == "leakage":
+        more["curves"] = leak.curves(batch, *model.codec_and_schedule())
+        leak.plot(more["curves"], str(output / "leakage_curves.png"))
     seconds = before.get("seconds", 0.0) + time.perf_counter() - start
     return {
         "rows": rows, "baselines": free, "views": int((~batch["is_reference"]).sum()),
-        "scenes": len(batch["is_reference"]), "seconds": round(seconds),
+        "scenes": len(batch["is_reference"]), "seconds": round(seconds), **more,
     }  # fmt: skip
 
 

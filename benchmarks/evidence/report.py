@@ -84,6 +84,9 @@ def _section(path: Path, beside: Path) -> str:
     picture = path.with_suffix(".jpg")
     if picture.is_file():
         lines.append(f"\n![{_TITLES[path.stem]}]({picture.relative_to(beside)})")
+    curves = path.with_name(f"{path.stem}_curves.png")
+    if curves.is_file():
+        lines.append(f"\n![{_TITLES[path.stem]}, curves]({curves.relative_to(beside)})")
     notes = path.with_suffix(".md")
     if notes.is_file():
         lines.append("\n" + notes.read_text().strip())

@@ -26,11 +26,13 @@ from see3d_jax.data.inpainting import inpaint
 from see3d_jax.data.mixture import DataSource, Mixture, SkippedClips
 from see3d_jax.data.pipeline import Batch
 from see3d_jax.diffusion.sampler import SamplerConfig
+from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.errors import InputError, WorkError
 from see3d_jax.evaluation.lpips import Lpips, lpips
 from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.files import write_json
 from see3d_jax.models import origins
+from see3d_jax.models.codec import Codec
 from see3d_jax.training import settings
 from see3d_jax.training.evaluate import nearest_reference, sample_views, shown_images
 from see3d_jax.training.sharding import make_mesh
@@ -97,6 +99,11 @@ class Trained:
         unet = settings.train_spec(config).unet
         step = origins.complete_steps(workdir)[-1]
         return cls(config, origins.read_average(workdir, step, unet))
+
+    def codec_and_schedule(self) -> tuple[Codec, Schedule]:
+        """What the run encodes images with, and its noise schedule."""
+        codec = settings.codec(self.config, settings.train_spec(self.config).unet)
+        return codec, settings.noise_schedule(self.config)
 
     def sample(
         self, batch: Batch, seed: int, weight_form: str | None = None, **sampler: Any

@@ -87,7 +87,7 @@ def gaussian_estimate(
     variance = jnp.square(jnp.asarray(deviation, jnp.float32))
 
     signal, noise = schedule.coefficients(t, x.ndim)
-    weight = mixing_weight(t, form, beta).reshape(signal.shape)
+    weight = mixing_weight(t, form).reshape(signal.shape)
     c_t = (v_t - (1 - weight) * x_t) / weight
     if form == "clean":
         signal_c, noise_c = 1.0, 0.0

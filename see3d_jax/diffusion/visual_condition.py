@@ -47,7 +47,7 @@ def condition_timestep(t: jax.Array, beta: float = 0.2, num_timesteps: int = 100
     return jnp.asarray(table)[t]
 
 
-def mixing_weight(t: jax.Array, form: str = "code", beta: float = 0.2) -> jax.Array:
+def mixing_weight(t: jax.Array, form: str = "code") -> jax.Array:
     """W_t, the share of the condition in V_t, for timesteps t of X_t. float32 in [0, 1].
 
     "code" is what the released weights were sampled with: it depends on t' and reaches 0.009 at
@@ -95,7 +95,7 @@ def mix_condition(
     """
     if form == "clean":
         return condition
-    weight = mixing_weight(t, form, beta)
+    weight = mixing_weight(t, form)
     weight = weight.reshape(weight.shape + (1,) * (x_t.ndim - weight.ndim))
     c_t = schedule.add_noise(condition, eps, condition_timestep(t, beta, schedule.num_timesteps))
     return weight * c_t + (1 - weight) * x_t
