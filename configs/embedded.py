@@ -25,8 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.held_out = 8
     config.codec.factor = 8
     config.codec.channels = 32
-    config.model.model_channels = 64
-    config.model.attention_strides = (1, 2)
+    config.model.model_channels = 48
+    config.model.head_dim = 48
     config.objective.drop_probability = 0.0  # no guidance: it hurts a model this small
     config.objective.preconditioning = "filled"
     config.optimizer.learning_rate = 1e-3
