@@ -4,6 +4,7 @@
     POSED=data/posed/records
     python -m see3d_jax.main --config=configs/embedded.py --workdir=runs/embedded \\
         --config.data.mixture="(('$POSED', 1.0, 'unposed'), ('$POSED', 1.0, 'posed'))"
+    python -m tools.export_tiny --workdir=runs/embedded --output=see3d_jax/assets/tiny
 
 Four times the pixels of configs/tiny.py for the same work: blocks of 8² pixels are one latent. Half
 of the clips are shown behind random masks, as in the paper; half as their references warped through

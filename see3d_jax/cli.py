@@ -141,8 +141,9 @@ Examples:
     help="Side of the square of equal area to work at [default: the model's].",
 )  # fmt: skip
 @click.option(
-    "--composite/--no-composite", default=False, show_default=True,
-    help="Put the known pixels of the warp back into views/ (both are always written).",
+    "--composite/--no-composite", default=None,
+    help="Put the known pixels of the warp back into views/ (both are always written) [default: "
+    "for small models, whose codec loses details].",
 )  # fmt: skip
 @click.option(
     "--truth", type=_PATH, default=None, metavar="FOLDER",

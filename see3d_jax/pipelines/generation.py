@@ -112,7 +112,7 @@ def generate(
     unet: str | None = None,
     prompt: str | None = None,
     size: int | None = None,
-    composite: bool = False,
+    composite: bool | None = None,
     truth: str | os.PathLike[str] | None = None,
     views_per_round: int | None = None,
     depth_estimator: DepthEstimator | None = None,
@@ -143,7 +143,7 @@ def generate(
       steps, guidance: of the sampler; default: what the model was evaluated with.
       sampler, unet, prompt: see `pretrained.load_model`.
       size: side of the square whose area the views have; default that of the training images.
-      composite: make `composited` the result.
+      composite: make `composited` the result; default: if the model's codec loses details.
       truth: a scene folder that holds the true image of every camera of the path; default: the
         source, if the path is its own.
       views_per_round: how many views are made before they serve as anchors of the next; default
@@ -189,6 +189,7 @@ def generate(
     )
     enlarger = None if sr is None else load_superres(sr, sampler)
     guidance = model.sampling.guidance if guidance is None else guidance
+    composite = model.composite if composite is None else composite
     steps = steps or model.sampling.num_steps
     first = scene.cameras[chosen[0]]
     width, height = working_size(

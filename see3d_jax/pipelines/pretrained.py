@@ -27,7 +27,7 @@ from see3d_jax.diffusion.schedule import Schedule, make_schedule
 from see3d_jax.diffusion.visual_condition import condition_form
 from see3d_jax.errors import InputError
 from see3d_jax.models import origins
-from see3d_jax.models.codec import Codec, VaeCodec
+from see3d_jax.models.codec import Codec, DctCodec, VaeCodec
 from see3d_jax.models.context import ContextEncoder, encode_context
 from see3d_jax.models.packed import EMBEDDED, is_packed, read_packed_config, read_packed_params
 from see3d_jax.models.release import Release, load_release
@@ -85,6 +85,11 @@ class See3DModel:
     def size_multiple(self) -> int:
         """Image sides must be multiples of this."""
         return self.codec.factor * self.unet.stride
+
+    @property
+    def composite(self) -> bool:
+        """Whether the known pixels of a warp are better than what the codec makes of them."""
+        return isinstance(self.codec, DctCodec)
 
     def apply(self, params: Params, x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
         """The network: x [B, V, h, w, 2c+1], t [B, V], context → [B, V, h, w, c]."""

@@ -100,7 +100,7 @@ def fill_ready_warps(
     unet: str | None = None,
     prompt: str | None = None,
     size: int | None = None,
-    composite: bool = False,
+    composite: bool | None = None,
     seed: int = 0,
 ) -> Filled:
     """Completes the warps of a folder; the options are those of `pipelines.generate`.
@@ -127,6 +127,8 @@ def fill_ready_warps(
     masks = np.stack(shares) > _KNOWN
     warps = np.where(masks[..., None], warps, 0)
     generated = sample_groups(model, references, warps, masks, steps, guidance, seed)
+    if composite is None:
+        composite = model.composite
     views = np.where(masks[..., None], warps, generated) if composite else generated
     run = {
         "input": str(source), "checkpoint": checkpoint and str(checkpoint), "model": model.name,

@@ -33,7 +33,7 @@ def folder(tmp_path):
 @pytest.fixture
 def model(monkeypatch):
     """A model that paints every hole white, and remembers what it was given."""
-    seen = SimpleNamespace(name="white", image_size=64, size_multiple=8,
+    seen = SimpleNamespace(composite=False, name="white", image_size=64, size_multiple=8,
                            sampling=SimpleNamespace(guidance=2.0, num_steps=25))  # fmt: skip
 
     def fill(_, given, warps, masks, *rest):
