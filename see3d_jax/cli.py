@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from see3d_jax.cli_evaluate import evaluate
 from see3d_jax.errors import run_command
 
 _PATH = click.Path(path_type=Path)
@@ -316,6 +317,9 @@ def view(path: Path) -> None:
     from see3d_jax.viewer import describe
 
     click.echo(describe(path))
+
+
+app.add_command(evaluate)
 
 
 def main() -> None:

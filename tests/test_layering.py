@@ -22,7 +22,7 @@ ALLOWED = {
     "see3d_jax.diffusion": ("see3d_jax.models",),
     "see3d_jax.evaluation.metrics": ("see3d_jax.models.layers",),
     "see3d_jax.evaluation.lpips": ("see3d_jax.models.layers",),
-    "see3d_jax.evaluation.benchmark": ("see3d_jax.pipelines", *METRICS),
+    "see3d_jax.evaluation.benchmark": ("see3d_jax.pipelines", "see3d_jax.geometry", *METRICS),
     "see3d_jax.splatting": ("see3d_jax.geometry", *METRICS),
     "see3d_jax.training": (
         "see3d_jax.data", "see3d_jax.models", "see3d_jax.diffusion", *METRICS,
@@ -34,7 +34,10 @@ ALLOWED = {
     "data_prep": ("see3d_jax.data.records", "see3d_jax.geometry"),
     **dict.fromkeys(BASE, ()),
 }  # fmt: skip
-ANYTHING = ("see3d_jax.main", "see3d_jax.cli", "see3d_jax.viewer", "tools", "benchmarks", "configs")
+ANYTHING = (
+    "see3d_jax.main", "see3d_jax.cli", "see3d_jax.cli_evaluate", "see3d_jax.viewer", "tools",
+    "benchmarks", "configs",
+)  # fmt: skip
 # third-party module -> where of ours it may be imported
 THIRD_PARTY = {
     "cv2": ("data_prep", "see3d_jax.data", "see3d_jax.pipelines", "benchmarks"),

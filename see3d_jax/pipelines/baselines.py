@@ -8,11 +8,13 @@ True = known pixel of the warp.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+from see3d_jax.evaluation.lpips import Lpips, lpips
 from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.geometry.cameras import Camera
 
@@ -43,31 +45,59 @@ def score(
     """PSNR (dB, at most 100) and SSIM of each candidate, on all, known and hole pixels.
 
     All images [N, h, w, 3] uint8, masks [N, h, w] bool. A number is the mean over the views that
-    have such pixels, None when no view has; the SSIM of a region is that of the windows centred in
-    it. Returns {"num_views", "hole_share", "methods": {name: {region: {"psnr", "ssim"}}}}.
+    have such pixels, None when no view has. Returns {"num_views", "hole_share", "methods": {name:
+    {region: {"psnr", "ssim"}}}}.
     """
     regions = {"all": np.ones_like(masks), "known": masks, "hole": ~masks}
-    methods: dict[str, Any] = {}
-    for name, images in candidates.items():
-        sums = {region: {"psnr": [], "ssim": []} for region in regions}
-        for image, true_image, *chosen in zip(images, truth, *regions.values(), strict=True):
-            pair = image / np.float32(255), true_image / np.float32(255)
-            for region, mask in zip(regions, chosen, strict=True):
-                if not mask.any():
-                    continue
-                sums[region]["psnr"].append(min(100.0, float(psnr(*pair, mask))))
-                similarity = float(ssim(*pair, mask))
-                if math.isfinite(similarity):  # NaN: the region lies in the border only
-                    sums[region]["ssim"].append(similarity)
-        methods[name] = {
+    methods = {
+        name: {
             region: {
-                metric: round(float(np.mean(values)), 4) if values else None
-                for metric, values in both.items()
+                metric: round(float(np.mean(known)), 4) if (known := _given(values)) else None
+                for metric, values in metrics.items()
             }
-            for region, both in sums.items()
+            for region, metrics in score_views(truth, regions, images).items()
         }
+        for name, images in candidates.items()
+    }
     return {
         "num_views": len(truth),
         "hole_share": round(float(1 - masks.mean()), 4),
         "methods": methods,
     }
+
+
+def score_views(
+    truth: np.ndarray,
+    regions: dict[str, np.ndarray],
+    images: np.ndarray,
+    networks: Sequence[Lpips] = (),
+) -> dict[str, dict[str, list[float | None]]]:
+    """Scores of each view in each region: {region: {metric: N numbers, None = not defined}}.
+
+    `truth` and `images` [N, h, w, 3] uint8, regions [N, h, w] bool, True = counts. The metrics are
+    "psnr" (dB, at most 100), "ssim" (of the windows centred in the region) and, for each network,
+    "lpips_alex" or "lpips_vgg": there, the pixels outside the region are those of the truth, so it
+    grows with the share of the region. None: the view has no such pixel, or (SSIM) only at the rim.
+    """
+    names = ("psnr", "ssim", *(f"lpips_{network.network}" for network in networks))
+    scores = {region: {name: [] for name in names} for region in regions}
+    for view, (image, true_image) in enumerate(zip(images, truth, strict=True)):
+        pair = image / np.float32(255), true_image / np.float32(255)
+        for region, masks in regions.items():
+            mask, kept = masks[view], scores[region]
+            if not mask.any():
+                for name in names:
+                    kept[name].append(None)
+                continue
+            kept["psnr"].append(min(100.0, float(psnr(*pair, mask))))
+            similarity = float(ssim(*pair, mask))
+            kept["ssim"].append(similarity if math.isfinite(similarity) else None)
+            shown = pair[0] if mask.all() else np.where(mask[..., None], *pair)
+            for network in networks:
+                distance = float(lpips(network, shown, pair[1]))
+                kept[f"lpips_{network.network}"].append(distance)
+    return scores
+
+
+def _given(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

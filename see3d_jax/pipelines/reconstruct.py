@@ -5,6 +5,7 @@ or not at all:
   point_cloud.ply   the scene; opens in any 3DGS viewer
   orbit.mp4         a flight along the smoothed path of the cameras
   renders.png       held-out photos above what the scene shows from there
+  renders/NAME.png  each of these renders by itself, to measure with
   metrics.json      psnr, ssim (means over the held-out views), every view, and how it was made
 The background is black, as in every viewer: what no Gaussian covers stays black.
 """
@@ -361,5 +362,7 @@ def _write(
         folder.mkdir()
         write_ply(folder / "point_cloud.ply", jax.tree.map(np.asarray, result.gaussians))
         write_image(folder / "renders.png", sheet)
+        for view, picture in zip(test, renders, strict=True):
+            write_image(folder / "renders" / f"{view.name}.png", picture)
         write_mp4(folder / "orbit.mp4", [*frames, *frames[-2:0:-1]], fps=30)
         write_json(folder / "metrics.json", metrics)
