@@ -1,11 +1,13 @@
 # Two commands matter: `make demo` (install + the whole way from raw video to a Gaussian scene)
 # and `make test`. Everything lives in .venv; nothing is installed on the machine itself.
 PYTHON ?= python3
+# What is installed beside the core; a list of pyproject's extras: make install EXTRAS=gpu,viewer
+EXTRAS ?= dev
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint format clean
+.PHONY: install demo test test-slow lint format build clean
 
 install: $(STAMP)
 
@@ -15,7 +17,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 		{ echo "error: see3d_jax needs Python 3.11, 3.12 or 3.13; point PYTHON at one: make install PYTHON=python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "error: cannot create $(VENV); on Debian: apt-get install python3-venv" >&2; exit 2; }
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $(STAMP)
 
 demo: install
@@ -34,6 +36,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A wheel and a source archive in dist/.
+build: install
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:
 	rm -rf $(VENV) demo_output build dist *.egg-info

@@ -35,8 +35,8 @@ Examples:
     help="One scene, or a folder of scenes, as they are distributed (docs/evaluation.md).",
 )  # fmt: skip
 @click.option(
-    "--checkpoint", type=_PATH, required=True, metavar="DIR",
-    help="Workdir of a training run, or released weights made by tools.convert_see3d.",
+    "--checkpoint", type=_PATH, default=None, metavar="DIR",
+    help="As of generate [default: the small model inside the package].",
 )  # fmt: skip
 @click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
 @click.option(
@@ -57,7 +57,7 @@ Examples:
     "scene's, else stereo of 3 or more, else neighbours.",
 )  # fmt: skip
 @click.option("--size", type=int, default=None, metavar="PIXELS", help="As of generate.")
-@click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
+@click.option("--steps", type=int, default=None, metavar="N", help="As of generate.")
 @click.option("--guidance", type=float, default=None, metavar="G", help="As of generate.")
 @click.option(
     "--sampler", type=click.Choice(["ddim", "fast", "official"]), default="ddim",
@@ -77,7 +77,7 @@ Examples:
 @click.option("--lpips/--no-lpips", "with_lpips", default=True, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def evaluate(
-    benchmark: str, data: Path, output: Path, checkpoint: Path, inputs: tuple[int, ...],
+    benchmark: str, data: Path, output: Path, checkpoint: Path | None, inputs: tuple[int, ...],
     scenes: tuple[str, ...], splits: Path | None, with_lpips: bool, **options: object,
 ) -> None:  # fmt: skip
     """Measures a checkpoint against baselines on a benchmark.
@@ -92,7 +92,7 @@ def evaluate(
     from see3d_jax.evaluation.benchmark.run import evaluate as run
 
     settings = Settings(
-        benchmark=benchmark, checkpoint=str(checkpoint),
+        benchmark=benchmark, checkpoint=checkpoint and str(checkpoint),
         inputs=tuple(dict.fromkeys(inputs)) or BENCHMARKS[benchmark].inputs,
         networks=("alex", "vgg") if with_lpips else (), **options,
     )  # fmt: skip

