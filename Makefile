@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint format build clean
+.PHONY: install demo test test-slow lint format docs build clean
 
 install: $(STAMP)
 
@@ -37,9 +37,13 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation as a site, from disk: site/index.html. A dead link is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 # A wheel and a source archive in dist/.
 build: install
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:
-	rm -rf $(VENV) demo_output build dist *.egg-info
+	rm -rf $(VENV) demo_output build dist site *.egg-info

@@ -1,4 +1,4 @@
-"""The archives of `python -m build` are whole, install elsewhere and run; so does the Dockerfile."""
+"""The archives of `python -m build` are whole, install elsewhere and run; the Dockerfile lints."""
 
 from __future__ import annotations
 
