@@ -11,7 +11,9 @@ from pathlib import Path
 
 import click
 
+from see3d_jax.cli_create import create
 from see3d_jax.cli_evaluate import evaluate
+from see3d_jax.cli_output import finish, note, output_options, say
 from see3d_jax.errors import run_command
 
 _PATH = click.Path(path_type=Path)
@@ -23,11 +25,10 @@ def _say_which_weights(
     """Says so when the small weights inside the package stand in for --checkpoint."""
     del parameter
     if value is None and not context.resilient_parsing:
-        click.echo(
+        note(
             "note: no --checkpoint, so the small model inside the package is used: it was trained "
             "on a CPU and is rough; for better views give a longer run (docs/training.md) or "
-            "released weights (tools.convert_see3d)",
-            err=True,
+            "released weights (tools.convert_see3d)"
         )
     return value
 
@@ -36,12 +37,15 @@ def _say_which_weights(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
-  see3d generate --input photo.jpg --depth depth.png --trajectory orbit \\
-      --checkpoint workdir --output out/views
+  see3d create a.jpg b.jpg c.jpg --output out/room
+  see3d view out/room
+  # or step by step
+  see3d generate --input photo.jpg --depth depth.png --trajectory orbit --output out/views
   see3d reconstruct --input out/views --output out/scene
-  see3d view out/scene
+  see3d info out/scene
 
 \b
+Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted. Tab completion: docs/cli.md.
 Curation and training are modules of their own:
   python -m data_prep.curate --help
   python -m see3d_jax.main --help
@@ -162,6 +166,7 @@ Examples:
     "configs/superres.py, or released weights with the UNet SR. They are written to enlarged/.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
+@output_options
 def generate(output: Path, **options: object) -> None:
     """Generates new views of a photo along a camera path.
 
@@ -185,14 +190,18 @@ def generate(output: Path, **options: object) -> None:
     result = run(**options, rounds_folder=rounds, cameras_folder=beside(output))
     written = write_generated(result, output)
     for warning in result.run["warnings"]:
-        click.echo(f"note: {warning}", err=True)
+        note(f"note: {warning}")
     if result.metrics is not None:
-        click.echo("PSNR against the truth (dB):  all   known   hole")
+        say("PSNR against the truth (dB):  all   known   hole")
         for name, scores in result.metrics["methods"].items():
             cells = [scores[region]["psnr"] for region in ("all", "known", "hole")]
             text = "  ".join("    –" if cell is None else f"{cell:5.2f}" for cell in cells)
-            click.echo(f"  {name.replace('_', ' '):26s}  {text}")
-    click.echo(f"wrote {written}: {len(result.views)} views; look at it with `see3d view {output}`")
+            say(f"  {name.replace('_', ' '):26s}  {text}")
+    finish(
+        f"wrote {written}: {len(result.views)} views; look at it with `see3d view {output}`",
+        output=written, views=len(result.views), warnings=result.run["warnings"],
+        metrics=result.metrics,
+    )  # fmt: skip
 
 
 def _fill_ready_warps(output: Path, options: dict[str, object]) -> None:
@@ -206,7 +215,8 @@ def _fill_ready_warps(output: Path, options: dict[str, object]) -> None:
             option = "--" + {"references": "reference"}.get(name, name).replace("_", "-")
             raise click.UsageError(f"{option} has no meaning for ready warps; leave it out")
     result = fill_ready_warps(options["source"], **{name: options[name] for name in used})
-    click.echo(f"wrote {write_filled(result, output)}: {len(result.views)} views")
+    written = write_filled(result, output)
+    finish(f"wrote {written}: {len(result.views)} views", output=written, views=len(result.views))
 
 
 @app.command(
@@ -249,6 +259,7 @@ Examples:
 )  # fmt: skip
 @click.option("--size", type=int, default=None, metavar="PIXELS", help="As of generate.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@output_options
 def edit(output: Path, **options: object) -> None:
     """Carries the edit of one photo to the other photos of a scene.
 
@@ -262,8 +273,11 @@ def edit(output: Path, **options: object) -> None:
     result = run(**options)
     written = write_generated(result, output)
     for warning in result.run["warnings"]:
-        click.echo(f"note: {warning}", err=True)
-    click.echo(f"wrote {written}: {len(result.views)} edited views")
+        note(f"note: {warning}")
+    finish(
+        f"wrote {written}: {len(result.views)} edited views",
+        output=written, views=len(result.views), warnings=result.run["warnings"],
+    )  # fmt: skip
 
 
 @app.command(
@@ -285,6 +299,7 @@ Examples:
 @click.option("--sh-degree", type=int, default=None, help="Spherical harmonics degree, 0 to 3.")
 @click.option("--refine-poses", is_flag=True, help="Correct the cameras of the views as well.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@output_options
 def reconstruct(
     source: Path, output: Path, seed: int, refine_poses: bool, **options: int | None
 ) -> None:
@@ -297,26 +312,75 @@ def reconstruct(
     names = {"gaussians": "num_gaussians"}
     given = {names.get(k, k): v for k, v in options.items() if v is not None}
     metrics = run(source, output, seed=seed, refine_poses=refine_poses, **given)
-    click.echo(
+    finish(
         f"wrote {output}: held-out PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}; "
-        f"look at it with `see3d view {output}`"
-    )
+        f"look at it with `see3d view {output}`",
+        output=output, metrics=metrics,
+    )  # fmt: skip
 
 
 @app.command(
     epilog="""\b
 Examples:
-  see3d view out/scene
-  see3d view out/scene/point_cloud.ply
-  see3d view workdir
+  see3d view out/room
+  see3d view out/scene/point_cloud.ply --port 0
+  see3d view workdir --describe
 """,
 )
 @click.argument("path", type=_PATH)
-def view(path: Path) -> None:
-    """Says what PATH is and how to open it."""
-    from see3d_jax.viewer import describe
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8008, show_default=True,
+    help="Of the viewer; 0 takes any free one.",
+)  # fmt: skip
+@click.option(
+    "--host", default="127.0.0.1", show_default=True,
+    help="Address to listen on; anything else than this machine's own lets others look.",
+)  # fmt: skip
+@click.option("--describe", is_flag=True, help="Only say what PATH is and what opens it.")
+@output_options
+def view(path: Path, port: int, host: str, describe: bool) -> None:
+    """Opens PATH in a viewer: Gaussians, cameras, pictures, and an editor for camera paths.
 
-    click.echo(describe(path))
+    For a folder of see3d create, generate or reconstruct, any posed scene, a .ply or a .splat it
+    serves a page until Ctrl-C. Of anything else it says what it is and what opens it.
+    """
+    from see3d_jax.viewer import describe as description
+    from see3d_jax.viewer_server import find_scene, open_server
+
+    found = None if describe else find_scene(path)
+    if found is None:
+        text = description(path)
+        finish(text, path=path, description=text.splitlines())
+        return
+    with open_server(found, host, port) as server:
+        url = f"http://{host}:{server.server_address[1]}/"
+        finish(f"{path}: open {url} in a browser (Ctrl-C ends it)", url=url, path=path)
+        server.serve_forever()
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  see3d info runs/tiny
+  see3d info weights/see3d
+  see3d info data/clips
+  see3d info out/scene/point_cloud.ply --json
+"""
+)
+@click.argument("path", type=_PATH)
+@output_options
+def info(path: Path) -> None:
+    """Explains PATH: a checkpoint, weights, record shards, Gaussians, a scene, a result.
+
+    Says what it holds (sizes, settings, scores) and what can be done with it next.
+    """
+    from see3d_jax.info import explain
+
+    facts = explain(path)
+    finish(facts.text(), **facts.values())
+
+
+app.add_command(create)
 
 
 app.add_command(evaluate)

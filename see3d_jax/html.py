@@ -27,15 +27,19 @@ pre{overflow-x:auto;padding:.6rem}details{margin:.4rem 0}
 """
 
 
-def write_page(path: str | os.PathLike[str], title: str, *body_html: str) -> None:
-    """Writes one page atomically."""
-    write_text(
-        path,
+def page(title: str, *body_html: str) -> str:
+    """One whole page."""
+    return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(title)}</h1>" + "\n".join(body_html) + "</body></html>\n",
+        f"<h1>{escape(title)}</h1>" + "\n".join(body_html) + "</body></html>\n"
     )
+
+
+def write_page(path: str | os.PathLike[str], title: str, *body_html: str) -> None:
+    """Writes one page atomically."""
+    write_text(path, page(title, *body_html))
 
 
 def section(heading: str, *body_html: str) -> str:
@@ -46,6 +50,18 @@ def section(heading: str, *body_html: str) -> str:
 def paragraph(text: str) -> str:
     """One paragraph of plain text."""
     return f"<p>{escape(text)}</p>"
+
+
+def code(text: str) -> str:
+    """Lines to copy, in a box."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def scrolling(picture_html: str) -> str:
+    """A picture with small print: on a narrow screen it keeps its size and scrolls sideways."""
+    return (
+        f'<div class="scroll" tabindex="0"><div style="min-width:52rem">{picture_html}</div></div>'
+    )
 
 
 def image(picture: np.ndarray | str | os.PathLike[str], caption: str) -> str:

@@ -194,12 +194,17 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
+def image_bytes(image: np.ndarray, quality: int = 85) -> bytes:
+    """An image array as the bytes of a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(image)).convert("RGB").save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 def data_uri(image: np.ndarray | str | os.PathLike[str], quality: int = 85) -> str:
     """An image array (as JPEG) or a media file → data URI for self-contained HTML."""
     if isinstance(image, np.ndarray):
-        buffer = io.BytesIO()
-        Image.fromarray(to_uint8(image)).convert("RGB").save(buffer, "JPEG", quality=quality)
-        data, kind = buffer.getvalue(), "image/jpeg"
+        data, kind = image_bytes(image, quality), "image/jpeg"
     else:
         path = Path(image)
         data = path.read_bytes()

@@ -272,7 +272,7 @@ def write_report(
     parts = [html.paragraph(introduction)] if introduction else []
     if folders.videos and (folders.videos / "contact_sheet.png").is_file():
         sheet = html.image(folders.videos / "contact_sheet.png", "Some frames of every video")
-        parts.append(html.section("Videos", _folded("Show the videos", _wide(sheet))))
+        parts.append(html.section("Videos", _folded("Show the videos", html.scrolling(sheet))))
     if folders.curation:
         parts.append(_curation_section(folders.curation))
     if folders.training:
@@ -350,7 +350,9 @@ def _generation_section(heading: str, folder: Path) -> str:
     if run.get("note"):
         body.append(html.paragraph(run["note"]))
     if (folder / "contact_sheet.png").is_file():
-        body.append(_wide(html.image(folder / "contact_sheet.png", "Views, stage by stage")))
+        body.append(
+            html.scrolling(html.image(folder / "contact_sheet.png", "Views, stage by stage"))
+        )
     scores = read_json(folder / "metrics.json")
     if scores:
         body.append(_score_table(scores))
@@ -395,15 +397,10 @@ def _reconstruction_section(heading: str, folder: Path) -> str:
     body = [html.table(("measure", "value"), rows)] if rows else []
     if (folder / "renders.png").is_file():
         caption = "Held-out images above what the scene of Gaussians shows from there"
-        body.append(_wide(html.image(folder / "renders.png", caption)))
+        body.append(html.scrolling(html.image(folder / "renders.png", caption)))
     if (folder / "orbit.mp4").is_file():
         body.append(html.video(folder / "orbit.mp4", "A flight along the path of the cameras"))
     return html.section(heading, *body)
-
-
-def _wide(picture_html: str) -> str:
-    """A picture with small print: on a narrow screen it keeps its size and scrolls sideways."""
-    return f'<div class="scroll"><div style="min-width:52rem">{picture_html}</div></div>'
 
 
 def _folded(summary: str, body_html: str) -> str:

@@ -169,7 +169,7 @@ def generate(
     elif depth_kind is not None:
         raise InputError("--depth-kind says what a depth model outputs; give --depth MODEL.onnx")
     depth_file = None if depth_model else depth
-    scene = _open_source(
+    scene = open_source(
         Path(source),
         depth_file,
         trajectory,
@@ -303,7 +303,7 @@ def _default_estimator(model: DepthModel | None) -> DepthEstimator:
     return DepthEstimator(functools.partial(model_estimate, model), has_scale=False)
 
 
-def _open_source(
+def open_source(
     source: Path, depth: str | os.PathLike[str] | None, trajectory: str, fov: float | None,
     cameras_folder: str | os.PathLike[str] | None, matcher: str | os.PathLike[str] | None,
     has_depth_model: bool,
