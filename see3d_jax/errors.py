@@ -11,6 +11,7 @@ usage, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -49,7 +50,18 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror}", 1)
+        hint = _HINTS.get(error.errno)
+        _fail(f"{where}{error.strerror}{f'; {hint}' if hint else ''}", 1)
+
+
+_HINTS = {
+    errno.ENOSPC: "free some space on that disk and run the same command again",
+    errno.EDQUOT: "your share of that disk is used up; free some and run the same command again",
+    errno.EACCES: "no permission; give another place, or ask its owner",
+    errno.EPERM: "no permission; give another place, or ask its owner",
+    errno.EROFS: "that place cannot be written to; give another one",
+    errno.ENOTDIR: "a file stands where a folder is needed; give another place",
+}
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -33,11 +34,46 @@ def one_line(result: subprocess.CompletedProcess) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["", "generate", "reconstruct", "view"])
+@pytest.mark.parametrize("command", ["", *cli.app.commands])
 def test_help_has_examples(command: str) -> None:
     result = CliRunner().invoke(cli.app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert "Examples:\n" in result.output and f"see3d {command}".strip() in result.output
+
+
+@pytest.mark.parametrize("name", list(cli.app.commands))
+def test_every_command_has_the_same_grammar(name: str) -> None:
+    options = {flag: p for p in cli.app.commands[name].params for flag in p.opts}
+    assert {"--quiet", "-q", "--json"} <= options.keys()
+    for flag, parameter in options.items():
+        assert (flag == flag.lower() and "_" not in flag.lstrip("-")) or not flag.startswith("-")
+        assert getattr(parameter, "help", "") or not flag.startswith("-") or flag == "--seed"
+
+
+def test_tab_completes_commands_and_options() -> None:
+    def complete(words: str, number: int) -> str:
+        environment = {**os.environ, "_SEE3D_COMPLETE": "bash_complete", "COMP_WORDS": words,
+                       "COMP_CWORD": str(number)}  # fmt: skip
+        result = subprocess.run(
+            [sys.executable, "-m", "see3d_jax.cli"], env=environment, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        return result.stdout
+
+    assert "create" in complete("see3d cre", 1)
+    assert "--preset" in complete("see3d create --pre", 2)
+    assert set(complete("see3d create --preset ", 3).split()) == {
+        "plain,draft", "plain,normal", "plain,best",
+    }  # fmt: skip
+
+
+def test_quiet_says_nothing_and_json_says_one_object(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    quiet = run("view", tmp_path / "a.png", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    said = run("view", tmp_path / "a.png", "--json")
+    assert json.loads(said.stdout)["path"].endswith("a.png") and said.stderr == ""
+    assert json.loads(run("info", tmp_path / "a.png", "--json").stdout)["title"] == "a picture"
 
 
 def test_help_does_not_import_the_heavy_libraries() -> None:

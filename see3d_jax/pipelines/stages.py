@@ -11,16 +11,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from see3d_jax.errors import InputError
+from see3d_jax.errors import InputError, WorkError
 from see3d_jax.files import write_json
 
 FOLDER = "stages"
+_ROOM = 100_000_000  # bytes that must be free: what a scene of some photos takes, twice
 
 
 @dataclasses.dataclass
@@ -47,6 +49,17 @@ class Stages:
         if held and not (self.output / FOLDER).is_dir():
             raise InputError(
                 f"{self.output}: not empty and not a result of this command; give another --output"
+            )
+        place = self.output.absolute()
+        while not place.is_dir():
+            place = place.parent
+        effective = os.access in os.supports_effective_ids
+        if not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
+            raise InputError(f"{place}: you may not write here; give another --output")
+        if (free := shutil.disk_usage(place).free) < _ROOM:
+            raise WorkError(
+                f"{place}: the disk is full ({free / 1e6:.0f} MB free, {_ROOM / 1e6:.0f} MB are "
+                "needed); free some space, or give another --output"
             )
 
     def run(self, name: str, key: Mapping[str, Any], work: Callable[[Path], object]) -> Path:
