@@ -7,6 +7,7 @@ answers at once. Exit codes and one-line errors: see `see3d_jax.errors`.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -355,7 +356,8 @@ def view(path: Path, port: int, host: str, describe: bool) -> None:
     with open_server(found, host, port) as server:
         url = f"http://{host}:{server.server_address[1]}/"
         finish(f"{path}: open {url} in a browser (Ctrl-C ends it)", url=url, path=path)
-        server.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):  # the usual end
+            server.serve_forever()
 
 
 @app.command(

@@ -126,7 +126,7 @@ def test_the_page_shows_the_scene_and_saves_a_path(folder, server, cameras, gaus
         page.get_by_role("button", name="photo").click()
         assert root.get_attribute("data-selected") == "2"
         assert page.locator(".pictures img").count() == 1
-        page.get_by_label("Name of the path").fill("my-path")
+        page.get_by_label("Name", exact=True).fill("my-path")
         page.locator("[data-action=save]").click()
         page.wait_for_function("document.querySelector('output').textContent.includes('my-path')")
     path = folder / "paths" / "my-path.json"

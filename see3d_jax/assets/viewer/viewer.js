@@ -64,7 +64,7 @@
   const names = element("div", { class: "names", role: "group", "aria-label": "Cameras" });
   const pictures = element("div", { class: "pictures" });
   const list = element("ol", { "aria-label": "Keyframes" });
-  const fileName = element("input", { value: "path", "aria-label": "Name of the path", size: "12" });
+  const fileName = element("input", { value: "path", size: "12" });
   const saved = element("output");
   root.append(
     element("div", {}, stage,
@@ -83,7 +83,7 @@
           "Keep this view (K)"),
         element("button", { type: "button", "data-action": "play", onclick: play }, "Play")),
       list,
-      element("div", { class: "bar" }, fileName,
+      element("div", { class: "bar" }, element("label", {}, "Name", fileName),
         element("button", { type: "button", "data-action": "save", onclick: save }, "Save path")),
       saved));
 
@@ -98,7 +98,8 @@
   const upward = length(up) > 0.1 ? up : [0, -1, 0];
   const pose = { rotation: first.rotation, eye: first.eye, distance: data.focus || 3, lens: first };
   const keyframes = [];
-  let selected = -1;
+  let selected = -1; // the camera we look through
+  let chosen = -1; // the one whose pictures are shown
 
   const forward = () => column(pose.rotation, 2);
   const target = () => add(pose.eye, times(forward(), pose.distance));
@@ -213,7 +214,8 @@
     [...names.children].forEach((b, i) => b.setAttribute("aria-pressed", String(i === selected)));
     root.dataset.eye = pose.eye.map((v) => v.toFixed(5)).join(" ");
     root.dataset.selected = String(selected);
-    const entry = cameras[selected];
+    if (selected >= 0) chosen = selected;
+    const entry = cameras[chosen];
     const wanted = entry && shown.pictures ? entry.name : "";
     if (pictures.dataset.of === wanted) return;
     pictures.dataset.of = wanted;
