@@ -382,10 +382,8 @@ def info(path: Path) -> None:
     finish(facts.text(), **facts.values())
 
 
-app.add_command(create)
-
-
-app.add_command(evaluate)
+for command in (create, evaluate):
+    app.add_command(command)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from see3d_jax.cli_output import finish, note, output_options, say
+
 _PATH = click.Path(path_type=Path)
 # Named here and not taken from the registry, so that --help imports nothing heavy; a test compares.
 BENCHMARK_NAMES = (
@@ -76,6 +78,7 @@ Examples:
 @click.option("--gaussians", type=int, default=15_000, show_default=True, help="Of each fit.")
 @click.option("--lpips/--no-lpips", "with_lpips", default=True, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@output_options
 def evaluate(
     benchmark: str, data: Path, output: Path, checkpoint: Path | None, inputs: tuple[int, ...],
     scenes: tuple[str, ...], splits: Path | None, with_lpips: bool, **options: object,
@@ -98,10 +101,13 @@ def evaluate(
     )  # fmt: skip
     results = run(
         settings, data, output, splits=splits, scenes=scenes,
-        say=lambda line: click.echo(line, err=True),
+        say=note,
     )  # fmt: skip
     for failed in results["failed"]:
         where = f"{failed['scene']} with {failed['inputs']} given"
-        click.echo(f"note: {where} was left out: {failed['reason']}", err=True)
-    click.echo((output / "report.md").read_text(encoding="utf-8"))
-    click.echo(f"wrote {output}: {len(results['scenes'])} results; open {output}/report.html")
+        note(f"note: {where} was left out: {failed['reason']}")
+    say((output / "report.md").read_text(encoding="utf-8"))
+    finish(
+        f"wrote {output}: {len(results['scenes'])} results; open {output}/report.html",
+        output=output, results=results,
+    )  # fmt: skip
