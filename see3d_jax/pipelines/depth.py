@@ -17,7 +17,7 @@ from see3d_jax.geometry.cameras import Camera, project, stack
 from see3d_jax.geometry.multiview import choose_sources, stereo_depth
 from see3d_jax.pipelines.depth_model import DepthModel
 from see3d_jax.pipelines.inputs import Scene, load_depth
-from see3d_jax.pipelines.warps import View
+from see3d_jax.pipelines.warps import View, resize_depth
 
 STEREO_SIDE = 320  # pixels, the longer side that stereo works at
 _FEW_POINTS = 50  # sparse points in a frame: fewer do not tell its range of depths
@@ -149,7 +149,8 @@ def point_depths(scene: Scene, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enlarged(depths: Sequence[np.ndarray], height: int, width: int) -> list[np.ndarray]:
-    return [cv2.resize(d, (width, height), interpolation=cv2.INTER_NEAREST) for d in depths]
+    # Repeated pixels would make stairs of every slope, and a warp tears at each step.
+    return [resize_depth(depth, width, height) for depth in depths]
 
 
 def stereo(

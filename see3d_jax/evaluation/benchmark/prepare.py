@@ -23,6 +23,7 @@ from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import read_image, write_image
 from see3d_jax.pipelines.depth import stereo
 from see3d_jax.pipelines.inputs import Scene, load_depth, load_images
+from see3d_jax.pipelines.warps import resize_depth
 
 AUTO, SCENE, STEREO, NEIGHBOURS = DEPTH_SOURCES = ("auto", "scene", "stereo", "neighbours")
 _HELPERS = 2  # unseen frames that stereo of "neighbours" looks at, besides the given ones
@@ -141,10 +142,7 @@ def _neighbour_depth(scene: Scene, split: Split, index: int) -> np.ndarray:
     depth = stereo(images, cameras)[0]
     if (depth > 0).mean() < _ENOUGH:
         raise InputError(f"{scene.image_paths[index]}: stereo with its neighbours found no depth")
-    # Nearest pixel: depths of two surfaces must never be averaged.
-    rows = ((np.arange(size[1]) + 0.5) * depth.shape[0] / size[1]).astype(int)
-    columns = ((np.arange(size[0]) + 0.5) * depth.shape[1] / size[0]).astype(int)
-    return depth[rows[:, None], columns].astype(np.float32)
+    return resize_depth(depth, *size)
 
 
 def _write(scene: Scene, frames: tuple[int, ...], folder: Path, depths: tuple | None) -> None:
