@@ -10,11 +10,16 @@ with deviation s per channel, its expectation given both would be linear in them
 with C_t solved from V_t = W_t·C_t + (1 − W_t)·X_t. The network F has only the rest to learn, in
 units of what is uncertain (Karras et al. 2022, c_skip and c_out, for two observations instead of
 one). d is how wrong C_t is by itself: a tenth of s where M = 1 (warped, or cut by a mask). Where
-M = 0, "gaussian" takes no notice of C_t (d = ∞); "filled" has the holes of the condition images
-filled smoothly (`hole_fill`) and trusts them by how far from the truth that was on warped views of
-synthetic scenes, d = 0.6·s. So known pixels need no training, and in the holes it starts from what
-inpainting gives. Ours, not See3D's: released weights were trained without, so this is for models
-that start from nothing.
+M = 0, "gaussian" takes no notice of C_t (d = ∞). "filled" has the holes of the condition images
+filled smoothly (`hole_fill`). What that gives is no noisy look but itself an expectation: x_0 = C
+plus an error that C knows nothing of, whose deviation h = 0.6·s is what it was on warped views of
+synthetic scenes. So C takes the place of the prior,
+
+    x_0 ~ N(k·C_t, v),  k = √ᾱ_t'·c²/(ᾱ_t'·c² + 1 − ᾱ_t'),  v = h² + (1 − k·√ᾱ_t')·c²           (4)
+
+with c² = s² − h², the variance of C. Known pixels need no training then, and in the holes it starts
+from what inpainting gives. Ours, not See3D's: released weights were trained without, so this is for
+models that start from nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from see3d_jax.diffusion.visual_condition import condition_timestep, mixing_weig
 
 PRECONDITIONINGS = ("none", "gaussian", "filled")
 _DISTRUST = 0.1  # d as a share of s, where M = 1
-_DISTRUST_FILLED = 0.6  # and in holes that were filled
+_FILL_ERROR = 0.6  # h as a share of s
 
 
 def precondition(
@@ -96,11 +101,14 @@ def gaussian_estimate(
         signal_c, noise_c = schedule.coefficients(t_c, x.ndim)
 
     trust = signal / jnp.square(noise)
-    wrong_by = mask * _DISTRUST + (1 - mask) * _DISTRUST_FILLED
-    trust_c = signal_c / (jnp.square(noise_c) + jnp.square(signal_c * wrong_by) * variance)
+    trust_c = mask * signal_c / (jnp.square(noise_c) + jnp.square(signal_c * _DISTRUST) * variance)
+    prior, look = 1 / variance, signal_c * trust_c
     if filled:  # but for views that go without a condition: their V_t is zero
-        trust_c = trust_c * jnp.any(v_t != 0, (2, 3, 4), keepdims=True)
-    else:
-        trust_c = trust_c * mask
-    precision = 1 / variance + signal * trust + signal_c * trust_c
+        fill = variance * (1 - _FILL_ERROR**2)
+        kept = signal_c * fill / (jnp.square(signal_c) * fill + jnp.square(noise_c))
+        expected = 1 / (_FILL_ERROR**2 * variance + (1 - kept * signal_c) * fill)
+        here = (mask < 0.5) & jnp.any(v_t != 0, (2, 3, 4), keepdims=True)
+        prior = jnp.where(here, expected, prior)
+        trust_c = jnp.where(here, kept * expected, trust_c)
+    precision = prior + signal * trust + look
     return (trust * x_t + trust_c * c_t) / precision, jax.lax.rsqrt(precision)

@@ -46,13 +46,16 @@ def test_its_error_is_what_it_says_and_no_linear_estimate_beats_it(t, known, mon
         assert measured[channel] <= 1.05 * best.std() + 1e-4
 
 
-def test_what_a_hole_was_filled_with_is_trusted_as_far_as_it_deserves():
-    """C_t in holes is x_0 plus an error of the stated deviation: the estimate is the posterior."""
-    x_0, _, times = _draw(700, known=False)
-    error = jax.random.normal(jax.random.key(5), SHAPE) * 0.6 * DEVIATION
+@pytest.mark.parametrize("t", [100, 700, 999])
+def test_what_a_hole_was_filled_with_is_trusted_as_far_as_it_deserves(t):
+    """x_0 in holes is C plus an error of the stated deviation: the estimate is the posterior."""
+    times = jnp.full(SHAPE[:2], t)
+    fill, error = jax.random.normal(jax.random.key(5), (2, *SHAPE)) * DEVIATION
+    fill, error = fill * 0.8, error * 0.6
+    x_0 = fill + error
     eps, eps_c = jax.random.normal(jax.random.key(6), (2, *SHAPE))
     x_t = SCHEDULE.add_noise(x_0, eps, times)
-    v_t = mix_condition(SCHEDULE, x_t, x_0 + error, eps_c, times)
+    v_t = mix_condition(SCHEDULE, x_t, fill, eps_c, times)
     hole, reference = jnp.zeros((*SHAPE[:-1], 1)), jnp.array([[True, False]])
     x = network_input(x_t, v_t, hole, x_0, reference)
     mean, spread = gaussian_estimate(x, times, SCHEDULE, DEVIATION, **W_T, filled=True)

@@ -135,7 +135,8 @@ def test_known_pixels_of_the_warp_show_the_truth(scene, model) -> None:
     for filled in ("generated_composited", "inpainted_warp"):
         assert scores[filled]["known"]["psnr"] == scores["raw_warp"]["known"]["psnr"]
     assert 0.02 < result.metrics["hole_share"] < 0.9
-    np.testing.assert_array_equal(result.views, result.generated)
+    np.testing.assert_array_equal(result.views, result.composited)  # its codec loses details
+    np.testing.assert_array_equal(run(scene, composite=False).views, result.generated)
     assert not np.any(result.warps[~result.masks])  # holes are black, as in training
 
 

@@ -101,7 +101,7 @@ def test_new_views_of_unposed_photos(photos, tmp_path, monkeypatch):
     """Without cameras, depth or chosen references: three photos are chosen and stereo is enough."""
     model = SimpleNamespace(
         name="none", image_size=64, size_multiple=8, views=8,
-        sampling=SimpleNamespace(guidance=0.0),
+        composite=False, sampling=SimpleNamespace(guidance=0.0),
     )  # fmt: skip
     monkeypatch.setattr(generation, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(generation, "sample_groups", lambda _, given, warps, *rest: warps)
