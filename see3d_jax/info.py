@@ -171,13 +171,14 @@ def _records(path: Path) -> Facts | None:
     for shard in shards:
         try:
             reader = ArrayRecordReader(str(shard))
+            counts.append(reader.num_records())
+            serialised = reader.read([0])[0] if first is None and counts[-1] else None
+            reader.close()
         except Exception as error:  # the library has no exceptions of its own
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{shard}: is no whole ArrayRecord file ({reason})") from None
-        counts.append(reader.num_records())
-        if first is None and counts[-1]:
-            first = decode(reader.read([0])[0], f"{shard}[0]")
-        reader.close()
+        if serialised is not None:
+            first = decode(serialised, f"{shard}[0]")
     rows: dict[str, Any] = {"clips": sum(counts), "shards": len(shards), "size": _size(path)}
     if first is not None:
         rows |= {
