@@ -57,6 +57,11 @@ def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
+def folded(summary: str, body_html: str) -> str:
+    """Something that is hidden until asked for."""
+    return f"<details><summary>{escape(summary)}</summary>{body_html}</details>"
+
+
 def scrolling(picture_html: str) -> str:
     """A picture with small print: on a narrow screen it keeps its size and scrolls sideways."""
     return (

@@ -272,7 +272,7 @@ def write_report(
     parts = [html.paragraph(introduction)] if introduction else []
     if folders.videos and (folders.videos / "contact_sheet.png").is_file():
         sheet = html.image(folders.videos / "contact_sheet.png", "Some frames of every video")
-        parts.append(html.section("Videos", _folded("Show the videos", html.scrolling(sheet))))
+        parts.append(html.section("Videos", html.folded("Show the videos", html.scrolling(sheet))))
     if folders.curation:
         parts.append(_curation_section(folders.curation))
     if folders.training:
@@ -308,7 +308,7 @@ def _curation_section(folder: Path) -> str:
             f"{len(rows)} videos looked at, {kept} kept, {sum(row[4] for row in rows)} clips "
             "written. Training takes static scenes seen from a moving camera."
         ),
-        _folded(
+        html.folded(
             "Decision for every video" if len(rows) <= 60 else "Decisions for the first 60 videos",
             html.table(("video", "decision", "stage", "reason", "clips kept"), rows[:60]),
         ),
@@ -331,7 +331,7 @@ def _training_section(folder: Path) -> str:
         for line in lines:
             last.update(line)
         rows = [(k, _number(v)) for k, v in last.items() if isinstance(v, int | float)]
-        body.append(_folded("Last logged values", html.table(("value", "at the end"), rows)))
+        body.append(html.folded("Last logged values", html.table(("value", "at the end"), rows)))
     grids = sorted((folder / "samples").glob("*.png"))
     if grids:
         body.append(
@@ -401,10 +401,6 @@ def _reconstruction_section(heading: str, folder: Path) -> str:
     if (folder / "orbit.mp4").is_file():
         body.append(html.video(folder / "orbit.mp4", "A flight along the path of the cameras"))
     return html.section(heading, *body)
-
-
-def _folded(summary: str, body_html: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{body_html}</details>"
 
 
 def _number(value: object) -> str:

@@ -59,6 +59,8 @@ def test_the_wheel_holds_every_module_and_no_test(archives) -> None:
         names = set(opened.namelist())
         (metadata,) = (n for n in names if n.endswith(".dist-info/METADATA"))
         text = opened.read(metadata).decode()
+    for path in (ROOT / "see3d_jax" / "assets").rglob("*.*"):
+        assert str(path.relative_to(ROOT)) in names
     for package in ("see3d_jax", "data_prep", "configs", "tools"):
         for path in (ROOT / package).rglob("*.py"):
             assert str(path.relative_to(ROOT)) in names

@@ -324,7 +324,7 @@ def _camera_path(cameras: list[Camera], frames: int) -> list[Camera]:
     path = np.tile(np.eye(4), (frames, 1, 1))
     path[:, :3, :3] = rotation
     path[:, :3, 3] = -np.einsum("fij,fj->fi", rotation, centre)
-    first = cameras[0]
+    first = max(cameras, key=lambda camera: camera.width * camera.height)  # the sharpest lens
     return [Camera(first.intrinsics, m.astype(np.float32), first.width, first.height) for m in path]
 
 

@@ -92,6 +92,7 @@ def write_scene_page(output: Path) -> dict[str, Any]:
     run = json.loads((output / "views" / "run.json").read_text(encoding="utf-8"))
     data = viewer_data(output / "views", gaussians, data_uri)
     count = len(made["photos"])
+    notes = [*made["notes"], *run["warnings"]]
     rows = [
         ("photos", ", ".join(made["photos"])),
         ("new views", f"{run['num_views']}, {run['width']}×{run['height']} pixels"),
@@ -112,8 +113,11 @@ def write_scene_page(output: Path) -> dict[str, Any]:
     html.write_page(
         output / "report.html",
         f"A scene made from {count} photo{'s' * (count != 1)}",
-        *(html.paragraph(f"Note: {note}.") for note in (*made["notes"], *run["warnings"])),
         viewer_section(data, splat_bytes(gaussians)),
+        *(
+            [html.folded(f"Notes ({len(notes)})", "".join(map(html.paragraph, notes)))]
+            * bool(notes)
+        ),
         html.section(
             "A flight around it",
             html.video(output / "gaussians/orbit.mp4", "Along the path of the cameras, and back"),
