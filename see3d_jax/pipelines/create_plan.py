@@ -11,10 +11,12 @@ import functools
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.models import origins
@@ -32,6 +34,7 @@ from see3d_jax.pipelines.pretrained import (
 
 _COMPILING = 20.0  # seconds on this host for each of the two programs
 _NETWORK_SHARE = 0.35  # of the speed of a matrix product that the network reaches
+_SIDE = 1024  # of the matrices that tell the speed
 _BASE_MEMORY = 1.0  # GB: Python, JAX, compiled programs
 
 
@@ -164,7 +167,7 @@ def make_plan(
     On a second run finished stages cost nothing: the estimate is that of a first one.
     """
     speed, device = device_speed()
-    host = device_speed(platform="cpu")[0] / 100e9  # 1 = the two cores it was fitted on
+    host = host_speed() / 100e9  # 1 = the two cores it was fitted on
     steps = []
     if not posed and photos > 1:
         pairs = photos * (photos - 1) / 2
@@ -233,22 +236,31 @@ def call_flops(network: Network, side: int, references: int) -> float:
     return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
 
-@functools.lru_cache(maxsize=2)
-def device_speed(platform: str | None = None) -> tuple[float, str]:
+@functools.cache
+def device_speed() -> tuple[float, str]:
     """(float32 operations per second of a matrix product, name) of the first device."""
-    device = jax.devices(platform)[0] if platform else jax.devices()[0]
-    side = 1024
-    ones = jax.device_put(jnp.ones((side, side), jnp.float32), device)
+    device = jax.devices()[0]
+    ones = jnp.ones((_SIDE, _SIDE), jnp.float32)
     product = jax.jit(lambda x: x @ x)
     product(ones).block_until_ready()
-    best = min(_timed(lambda: product(ones).block_until_ready()) for _ in range(5))
     name = device.device_kind
     if device.platform == "cpu":
-        name = f"a CPU with {len(os.sched_getaffinity(0))} cores"
-    return 2 * side**3 / best, name
+        name = f"a CPU with {os.cpu_count()} cores"
+    return _speed(lambda: product(ones).block_until_ready()), name
 
 
-def _timed(work: object) -> float:
+@functools.cache
+def host_speed() -> float:
+    """The same of this machine's processor, where matching, compiling and drawing happen."""
+    ones = np.ones((_SIDE, _SIDE), np.float32)
+    return _speed(lambda: ones @ ones)
+
+
+def _speed(product: Callable[[], object]) -> float:
+    return 2 * _SIDE**3 / min(_timed(product) for _ in range(5))
+
+
+def _timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
