@@ -14,7 +14,7 @@ import click
 
 from see3d_jax.cli_create import create
 from see3d_jax.cli_evaluate import evaluate
-from see3d_jax.cli_output import finish, note, output_options, say
+from see3d_jax.cli_output import finish, note, output_options, say, shows_progress
 from see3d_jax.errors import run_command
 
 _PATH = click.Path(path_type=Path)
@@ -312,6 +312,7 @@ def reconstruct(
 
     names = {"gaussians": "num_gaussians"}
     given = {names.get(k, k): v for k, v in options.items() if v is not None}
+    given["progress"] = shows_progress()
     metrics = run(source, output, seed=seed, refine_poses=refine_poses, **given)
     finish(
         f"wrote {output}: held-out PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}; "

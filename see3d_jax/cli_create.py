@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from see3d_jax.cli_output import finish, note, output_options, say
+from see3d_jax.cli_output import finish, note, output_options, say, shows_progress
 
 _PATH = click.Path(path_type=Path)
 
@@ -82,7 +82,10 @@ def create(photos: tuple[Path, ...], output: Path, only_plan: bool, **options: o
                 f"{plan.available:.1f}; try --preset draft"
             )
 
-    made = run(photos, output, announce=announce, report=lambda line: note(f"· {line}"), **options)
+    made = run(
+        photos, output, announce=announce, report=lambda line: note(f"· {line}"),
+        progress=shows_progress(), **options,
+    )  # fmt: skip
     for text in made.notes:
         note(f"note: {text}")
     finish(

@@ -45,6 +45,11 @@ def _mode() -> str | None:
     return context.meta.get(_MODE) if context else None
 
 
+def shows_progress() -> bool:
+    """Whether progress bars are wanted."""
+    return _mode() is None
+
+
 def say(text: str) -> None:
     """A line for people, on stdout."""
     if _mode() is None:

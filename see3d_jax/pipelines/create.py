@@ -94,6 +94,7 @@ def create(
     seed: int = 0,
     announce: Callable[[Plan], None] = lambda plan: None,
     report: Callable[[str], None] = lambda text: None,
+    progress: bool = True,
 ) -> Created:
     """Makes a scene of 3D Gaussians from photos.
 
@@ -109,6 +110,7 @@ def create(
       steps: of the sampler; default what the model was evaluated with.
       seed: same seed, same scene.
       announce: called with the plan before any work; report: called with one line per stage.
+      progress: show the bar of the fit.
 
     Raises InputError for anything wrong with these, before any work where possible.
     """
@@ -166,7 +168,9 @@ def create(
     fitted: dict[str, Any] = {"steps": chosen.steps, "num_gaussians": chosen.gaussians}
     fit = stages.run(
         "gaussians", fitted,
-        lambda target: reconstruct(made, target, seed=seed, max_size=FIT_SIDE, **fitted),
+        lambda target: reconstruct(
+            made, target, seed=seed, max_size=FIT_SIDE, progress=progress, **fitted
+        ),
     )  # fmt: skip
     write_json(
         output / "create.json",
