@@ -1,4 +1,4 @@
-"""Camera files: nerfstudio `transforms.json`, read and written, and INRIA `cameras.json`, read.
+"""Camera files: nerfstudio `transforms.json` and INRIA `cameras.json`, both read and written.
 
 Whatever the file's convention, what comes out is `Camera` (OpenCV axes, world→camera, pixel
 centres at +0.5; all formats count pixels that way too):
@@ -214,8 +214,9 @@ def read_inria_cameras(path: str | os.PathLike[str]) -> PosedImages:
     """Reads the `cameras.json` that the official 3D Gaussian Splatting code writes, in file order.
 
     Each entry has `img_name` (often without suffix), `width`, `height`, `fx`, `fy`, `position` (the
-    camera's centre) and `rotation` (camera→world, OpenCV axes). The principal point is not stored:
-    it is the image centre. Raises InputError naming file and field.
+    camera's centre) and `rotation` (camera→world, OpenCV axes). The principal point is `cx`, `cy`
+    in files of ours; the official code stores none: it is the image centre. Raises InputError
+    naming file and field.
     """
     path = Path(path)
     content = _read_json(path)
@@ -240,10 +241,29 @@ def read_inria_cameras(path: str | os.PathLike[str]) -> PosedImages:
             camera_to_world[part] = value
         world_to_camera = _rigid_inverse(_rigid(camera_to_world, f"{where}: rotation"))
         files.append(_with_suffix(path.parent / "images", fields["img_name"]))
-        cameras.append(
-            camera_from(fx, fy, width / 2, height / 2, width, height, world_to_camera, where)
-        )
+        cx = _number(fields, "cx", where, width / 2)
+        cy = _number(fields, "cy", where, height / 2)
+        cameras.append(camera_from(fx, fy, cx, cy, width, height, world_to_camera, where))
     return PosedImages(tuple(files), tuple(cameras))
+
+
+def write_inria_cameras(path: str | os.PathLike[str], images: PosedImages) -> None:
+    """Writes the `cameras.json` that viewers of 3DGS scenes look for beside the point cloud.
+
+    Beyond the official fields each entry has `cx` and `cy`, which other readers ignore, so that
+    `read_inria_cameras` gives the same cameras back to float32 rounding.
+    """
+    entries = []
+    for index, (file, camera) in enumerate(zip(images.files, images.cameras, strict=True)):
+        camera_to_world = _rigid_inverse(np.asarray(camera.world_to_camera, np.float64))
+        k = intrinsics_fields(camera)
+        entries.append({
+            "id": index, "img_name": file, "width": k["w"], "height": k["h"],
+            "position": camera_to_world[:3, 3].tolist(),
+            "rotation": camera_to_world[:3, :3].tolist(),
+            "fx": k["fl_x"], "fy": k["fl_y"], "cx": k["cx"], "cy": k["cy"],
+        })  # fmt: skip
+    write_json(path, entries)
 
 
 # ------------------------------------------------------------------------------------- shared

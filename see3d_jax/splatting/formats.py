@@ -1,21 +1,24 @@
-"""Gaussian scenes as files: the PLY of 3DGS, read by every splat viewer, and the small `.splat`.
+"""Gaussian scenes as files: the PLY of 3DGS, read by every splat viewer; `.splat` and `.spz`.
 
 PLY: one `vertex` element, binary little endian, float32 properties in this order:
   x y z · nx ny nz (zeros) · f_dc_0..2 · f_rest_* (channel-major: all of red, green, blue)
   · opacity (logit) · scale_0..2 (log) · rot_0..3 (wxyz)
 .splat (antimatter15): 32 bytes per Gaussian, the most visible first: position and scale as float32,
 colour without harmonics and opacity as uint8, unit quaternion wxyz as round(128 q) + 128.
+.spz (Niantic): see `spz`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path
+from see3d_jax.splatting import spz
 from see3d_jax.splatting.gaussians import SH_C0, Gaussians, occupied, sh_degree_of
 
 _TYPES = {
@@ -27,6 +30,23 @@ _MAX_HEADER = 1 << 16
 _SPLAT = np.dtype(
     [("mean", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("quaternion", "u1", 4)]
 )
+
+
+def read_gaussians(path: str | os.PathLike[str]) -> Gaussians:
+    """Reads a .ply, .splat or .spz file, as its name says. Raises InputError like each of them."""
+    return _format_of(path)[0](path)
+
+
+def write_gaussians(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
+    """Writes the occupied slots as .ply, .splat or .spz, as the name says."""
+    _format_of(path)[1](path, gaussians)
+
+
+def _format_of(path: str | os.PathLike[str]) -> tuple[Callable, Callable]:
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"{path}: a scene of Gaussians is named {', '.join(FORMATS)}")
+    return FORMATS[suffix]
 
 
 def write_ply(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
@@ -49,7 +69,8 @@ def write_ply(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
 def read_ply(path: str | os.PathLike[str]) -> Gaussians:
     """Reads a 3DGS PLY (binary little endian; properties in any order, extra ones are ignored).
 
-    Raises InputError for a file that is missing, cut short, of another kind, or holds NaN.
+    Raises InputError for a file that is missing, cut short, of another kind, empty of Gaussians,
+    or holds NaN.
     """
     path = Path(path)
     data = _read(path)
@@ -62,6 +83,8 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
             f"{path}: not a 3DGS PLY, property {missing[0]} is missing"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
         )
+    if not number:
+        raise InputError(f"{path}: holds no Gaussians (element vertex 0)")
     dtype = np.dtype(row)
     if len(data) - start < number * dtype.itemsize:
         raise InputError(
@@ -128,6 +151,25 @@ def read_splat(path: str | os.PathLike[str]) -> Gaussians:
         np.log(opacity / (1 - opacity)), ((color - 0.5) / SH_C0)[:, None],
     )  # fmt: skip
     return Gaussians(*(np.array(leaf, np.float32) for leaf in leaves))
+
+
+def write_spz(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
+    """Writes the occupied slots as `.spz`: a fraction of the PLY's size, to the eye the same."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(spz.encode(occupied(gaussians)))
+
+
+def read_spz(path: str | os.PathLike[str]) -> Gaussians:
+    """Reads a `.spz` file. InputError for one that is missing, cut short or too new."""
+    path = Path(path)
+    return spz.decode(_read(path), str(path))
+
+
+FORMATS: dict[str, tuple[Callable, Callable]] = {
+    ".ply": (read_ply, write_ply),
+    ".splat": (read_splat, write_splat),
+    ".spz": (read_spz, write_spz),
+}
 
 
 def _read(path: Path) -> bytes:

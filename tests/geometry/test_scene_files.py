@@ -16,6 +16,7 @@ from see3d_jax.geometry.scene_files import (
     PosedImages,
     read_inria_cameras,
     read_transforms,
+    write_inria_cameras,
     write_transforms,
 )
 
@@ -247,6 +248,17 @@ def test_inria_cameras_look_where_they_looked(tmp_path):
     pixel, depth = project(read.cameras[0], np.array([[0.5, 0, 0]], np.float32))
     np.testing.assert_allclose(pixel, [[32, 24]], atol=1e-3)
     assert depth > 0
+
+
+def test_inria_cameras_come_back_with_their_principal_points(tmp_path):
+    images = _images(3, same_size=False)
+    write_inria_cameras(tmp_path / "cameras.json", images)
+    read = read_inria_cameras(tmp_path / "cameras.json")
+    assert read.files == images.files
+    _assert_same_cameras(read.cameras, images.cameras)
+    entry = json.loads((tmp_path / "cameras.json").read_text())[1]
+    official = {"id", "img_name", "width", "height", "position", "rotation", "fx", "fy"}
+    assert official < set(entry) and entry["id"] == 1
 
 
 @pytest.mark.parametrize(

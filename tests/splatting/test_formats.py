@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,17 @@ from hypothesis import strategies as st
 from plyfile import PlyData
 
 from see3d_jax.errors import InputError
-from see3d_jax.splatting.formats import read_ply, read_splat, write_ply, write_splat
+from see3d_jax.splatting import spz
+from see3d_jax.splatting.formats import (
+    read_gaussians,
+    read_ply,
+    read_splat,
+    read_spz,
+    write_gaussians,
+    write_ply,
+    write_splat,
+    write_spz,
+)
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians, from_points
 
 
@@ -79,6 +92,8 @@ def damaged(data: bytes, kind: str) -> bytes:
     if kind == "NaN":
         body = data.index(b"end_header\n") + 11
         return data[:body] + np.float32(np.nan).tobytes() + data[body + 4 :]
+    if kind == "no Gaussians":
+        return data[: data.index(b"end_header\n") + 11].replace(b"vertex 7", b"vertex 0")
     if kind == "plain number":
         return data.replace(b"property float nx\n", b"property list uchar int nx\n")
     return b""
@@ -88,7 +103,7 @@ def damaged(data: bytes, kind: str) -> bytes:
     "kind",
     [
         "cut short", "cut in the header", "is missing", "not a PLY", "binary_little_endian",
-        "f_rest", "NaN", "plain number", "empty",
+        "f_rest", "NaN", "plain number", "no Gaussians", "empty",
     ],
 )  # fmt: skip
 def test_a_broken_file_is_named_in_one_line(tmp_path, kind):
@@ -98,6 +113,8 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, kind):
     with pytest.raises(InputError) as caught:
         read_ply(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    if kind not in ("empty", "cut in the header"):
+        assert kind in str(caught.value)
 
 
 def test_a_missing_file_is_an_input_error(tmp_path):
@@ -133,3 +150,99 @@ def test_a_broken_splat_is_named_in_one_line(tmp_path, kind):
     path.write_bytes(broken[kind])
     with pytest.raises(InputError, match=r"scene\.splat"):
         read_splat(path)
+
+
+# Three Gaussians of degree 3 as gsply 0.4.6 wrote them, and what it read: axes as in the file.
+SPZ_OF_GSPLY = base64.b64decode(
+    "H4sIAGMHCGsA/wHTACz/TkdTUAMAAAADAAAAAwwAAKggABzX/7EGAOr2/8L4/438/67f/0r8/yjy/0pttJaDmROn"
+    "W0CKmqV0amtlX2p4bHop8KShNWr4SEGJ5W9XgX62nYereFyWlnhiiSCbk0GCW50yXZusLW2Nab1Sjli2f3I+wZ2d"
+    "rI1nYWG1SGl0iZZQPoCvnYh0i3efYYV8lYniurkyc2mUKK2pTlphgpnPeJ2GxJy1V3lhupl0b5NlXJLfd2tTTZSh"
+    "gI2EhUVuhGJuYXOhcHqfmcEwoW2FoKqohr51e+NO2tPTAAAA"
+)
+
+
+def test_spz_of_another_program_is_read_with_its_axes_turned():
+    read = spz.decode(SPZ_OF_GSPLY, "golden")
+    assert read.count == 3 and read.sh_degree == 3
+    np.testing.assert_allclose(read.means[0], [2.0410, 2.5557, -0.4182], atol=1e-4)
+    np.testing.assert_allclose(read.log_scales[1], [-3.3125, -3.6875, -4.0625])
+    np.testing.assert_allclose(read.quaternions[1], [0.5811, -0.5397, 0.1951, -0.5770], atol=1e-4)
+    np.testing.assert_allclose(read.opacity_logits, [-0.8944, -0.2923, 0.8755], atol=1e-4)
+    np.testing.assert_allclose(read.sh[2, 0], [-1.6601, 0.2745, 0.6928], atol=1e-4)
+    np.testing.assert_allclose(read.sh[2, 5], [-0.1640625, -0.3515625, -0.3984375])  # yz: as is
+    np.testing.assert_allclose(read.sh[0, 1:4, 0], [0.1328125, 0.015625, 0.0546875])  # y, z, x
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_spz_keeps_what_its_bytes_can_hold(tmp_path, degree):
+    before = scene(50, degree)
+    before.sh[:, 1:] *= 0.3
+    path = tmp_path / "scene.spz"
+    write_spz(path, before)
+    after = read_spz(path)
+    np.testing.assert_allclose(after.means, before.means, atol=1e-6)
+    np.testing.assert_allclose(after.log_scales, before.log_scales, atol=1 / 32 + 1e-6)
+    sign = np.sign((after.quaternions * before.quaternions).sum(1, keepdims=True))
+    np.testing.assert_allclose(after.quaternions * sign, before.quaternions, atol=2e-3)
+    share = [1 / (1 + np.exp(-s.opacity_logits)) for s in (after, before)]
+    np.testing.assert_allclose(*share, atol=0.5 / 255 + 1e-6)
+    within = np.abs(before.sh[:, 0]) < 3.3
+    np.testing.assert_allclose(
+        after.sh[:, 0][within], before.sh[:, 0][within], atol=0.5 / 255 / 0.15 + 1e-5
+    )
+    expected = np.clip(before.sh[:, 1:], -1, 127 / 128)
+    np.testing.assert_allclose(after.sh[:, 1:], expected, atol=1 / 128 + 1e-6)
+    write_spz(tmp_path / "again.spz", before)
+    assert (tmp_path / "again.spz").read_bytes() == path.read_bytes()
+
+
+def test_spz_of_version_2_holds_three_bytes_of_rotation():
+    before = scene(5, 0)
+    data = bytearray(gzip.decompress(spz.encode(before)))
+    rotations = np.round(before.quaternions * np.sign(before.quaternions[:, :1]), 6)
+    turned = rotations[:, 1:] * [1, -1, -1]
+    data[4] = 2
+    data[-20:] = np.rint(turned * 127.5 + 127.5).astype(np.uint8).tobytes()
+    read = spz.decode(gzip.compress(bytes(data)), "old")
+    np.testing.assert_allclose(read.quaternions[:, 1:], rotations[:, 1:], atol=1 / 254)
+    error = np.abs(read.quaternions[:, 0] - rotations[:, 0])
+    assert (error < 0.02 + 0.01 / np.maximum(rotations[:, 0], 0.1)).all()
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut short", "gzip", "NGSP", "version 9", "version 4", "no Gaussians", "extensions"]
+)
+def test_a_broken_spz_is_named_in_one_line(tmp_path, kind):
+    path = tmp_path / "scene.spz"
+    write_spz(path, scene())
+    data = path.read_bytes()
+    plain = gzip.decompress(data)
+    broken = {
+        "cut short": gzip.compress(plain[:-5]), "gzip": data[:-20],
+        "NGSP": gzip.compress(b"PK" + plain[2:]),
+        "version 9": gzip.compress(plain[:4] + b"\x09" + plain[5:]), "version 4": plain,
+        "no Gaussians": gzip.compress(plain[:8] + bytes(4) + plain[12:16]),
+        "extensions": gzip.compress(plain[:14] + b"\x02" + plain[15:]),
+    }  # fmt: skip
+    path.write_bytes(broken[kind])
+    with pytest.raises(InputError, match=kind) as caught:
+        read_spz(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_scene_too_large_for_spz_is_refused(tmp_path):
+    before = scene()
+    before.means[3, 1] = 1e8
+    with pytest.raises(InputError, match="farther out"):
+        write_spz(tmp_path / "scene.spz", before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".splat", ".spz"])
+def test_the_name_chooses_the_format(tmp_path, suffix):
+    before = scene()
+    write_gaussians(tmp_path / f"scene{suffix}", before)
+    after = read_gaussians(tmp_path / f"scene{suffix}")
+    np.testing.assert_allclose(np.sort(after.means, 0), np.sort(before.means, 0), atol=1e-6)
+    with pytest.raises(InputError, match=r"\.ply, \.splat, \.spz"):
+        write_gaussians(tmp_path / "scene.las", before)
