@@ -14,6 +14,7 @@ import click
 
 from see3d_jax.cli_create import create
 from see3d_jax.cli_evaluate import evaluate
+from see3d_jax.cli_export import export
 from see3d_jax.cli_output import finish, note, output_options, say, shows_progress
 from see3d_jax.errors import run_command
 
@@ -383,7 +384,7 @@ def info(path: Path) -> None:
     finish(facts.text(), **facts.values())
 
 
-for command in (create, evaluate):
+for command in (create, evaluate, export):
     app.add_command(command)
 
 

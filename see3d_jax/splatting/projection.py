@@ -7,6 +7,10 @@ on every backend while a few fused loops over N are not.
 The 2D falloff is stored as a Cholesky factor: with d = pixel − mean,
   alpha(pixel) = opacity · exp(−½ (z1² + z2²)),  z1 = l11·dx + l21·dy,  z2 = l22·dy.
 It stays accurate for long thin Gaussians, where the usual inverse covariance cancels.
+
+Anti-aliased (Mip-Splatting, Yu et al. 2024, Eq. 9): the blur that keeps a Gaussian a pixel wide also
+makes it cover more than it should; its opacity is lowered by √(det Σ / det (Σ + blur)), so that
+the light it sends stays the same however small it is seen.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class Projected:
     Attributes:
       means: [2, N] x, y in pixels (centres at +0.5).
       cholesky: [3, N] l11, l21, l22 in 1/pixels (see the module docstring).
-      opacities: [N] in [0, 1].
+      opacities: [N] in [0, 1]; of the 2D Gaussian, so already lowered when anti-aliased.
       colors: [3, N] RGB ≥ 0.
       depths: [N] planar z of the centre.
       extents: [2, N] half width and height, in pixels, of the region where alpha ≥ 1/255.
@@ -47,8 +51,13 @@ class Projected:
     extents: jax.Array
 
 
-def project_gaussians(gaussians: Gaussians, camera: Camera, near: float = 0.01) -> Projected:
-    """Projects N Gaussians into one camera; those nearer than `near` (scene units) are dropped."""
+def project_gaussians(
+    gaussians: Gaussians, camera: Camera, near: float = 0.01, antialiased: bool = False
+) -> Projected:
+    """Projects N Gaussians into one camera; those nearer than `near` (scene units) are dropped.
+
+    `antialiased` (static): see the module docstring. A scene fitted one way is to be drawn that way.
+    """
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
     fx, fy = camera.intrinsics[0, 0], camera.intrinsics[1, 1]
     cx, cy = camera.intrinsics[0, 2], camera.intrinsics[1, 2]
@@ -73,12 +82,16 @@ def project_gaussians(gaussians: Gaussians, camera: Camera, near: float = 0.01) 
     uu, uv, vv = _dot(u, u), _dot(u, v), _dot(v, v)
     # det(A Aᵀ) = |u × v|²: a sum of squares, where uu·vv − uv² would cancel.
     cross = [u[i] * v[j] - u[j] * v[i] for i, j in ((1, 2), (2, 0), (0, 1))]
-    determinant = sum(c * c for c in cross) + BLUR * (uu + vv) + BLUR * BLUR
+    sharp = sum(c * c for c in cross)
+    determinant = sharp + BLUR * (uu + vv) + BLUR * BLUR
     uu, vv = uu + BLUR, vv + BLUR
     l11 = jnp.sqrt(vv / determinant)
     cholesky = jnp.stack([l11, -uv / vv * l11, 1.0 / jnp.sqrt(vv)])
 
     opacities = jax.nn.sigmoid(gaussians.opacity_logits)
+    if antialiased:
+        # The root is that of a sum of squares: cut off where its gradient would be 0 / 0.
+        opacities *= jnp.sqrt(jnp.maximum(sharp, 1e-20) / determinant)
     # alpha ≥ MIN_ALPHA ⇔ z1² + z2² ≤ reach, so fainter Gaussians cover fewer pixels.
     reach = 2.0 * jnp.log(jnp.maximum(opacities / MIN_ALPHA, 1.0))
     extents = jnp.sqrt(reach * jax.lax.stop_gradient(jnp.stack([uu, vv])))
@@ -96,6 +109,19 @@ def project_gaussians(gaussians: Gaussians, camera: Camera, near: float = 0.01) 
         depths=depth,
         extents=extents,
     )
+
+
+def normals_towards_camera(gaussians: Gaussians, camera: Camera) -> jax.Array:
+    """[3, N] unit normals, camera axes: each Gaussian's shortest axis, on the side that is seen.
+
+    Differentiable in the quaternions and the pose (which axis is shortest is not).
+    """
+    rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
+    shortest = jax.nn.one_hot(jnp.argmin(gaussians.log_scales, 1), 3, axis=0)  # [3, N]
+    in_world = (rotation_columns(gaussians.quaternions) * shortest).sum(1)
+    normal = jnp.stack([_dot(row[:, None], in_world) for row in rotation])
+    centre = [_dot(r[:, None], gaussians.means.T) + t for r, t in zip(rotation, translation)]
+    return jnp.where(_dot(normal, centre) > 0, -normal, normal)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -21,12 +21,13 @@ def render_dense(
     camera: Camera,
     background: jax.Array | float = 0.0,
     near: float = 0.01,
+    antialiased: bool = False,
 ) -> Rendering:
-    """Same arguments and result as `render.render`; `pair_count` is 0."""
+    """Same arguments and result as `render.render` with normals; `pair_count` is 0."""
     dtype = gaussians.means.dtype
     world_to_camera = jnp.asarray(camera.world_to_camera, dtype)
     intrinsics = jnp.asarray(camera.intrinsics, dtype)
-    mean2d, covariance = jax.vmap(_project_one, (0, 0, 0, None, None, None, None))(
+    mean2d, sharp, normals = jax.vmap(_project_one, (0, 0, 0, None, None, None, None))(
         gaussians.means,
         gaussians.log_scales,
         gaussians.quaternions,
@@ -35,6 +36,7 @@ def render_dense(
         camera.width,
         camera.height,
     )
+    covariance = sharp + 0.3 * jnp.eye(2)
     depth = gaussians.means @ world_to_camera[2, :3] + world_to_camera[2, 3]
     colors = _colors(gaussians, world_to_camera)
 
@@ -44,12 +46,15 @@ def render_dense(
     d = pixels[None] - mean2d[:, None, None]  # [N, H, W, 2]
     power = jnp.einsum("nhwi,nij,nhwj->nhw", d, jnp.linalg.inv(covariance), d, precision="highest")
     opacity = 1.0 / (1.0 + jnp.exp(-gaussians.opacity_logits))
+    if antialiased:
+        ratio = jnp.linalg.det(sharp) / jnp.linalg.det(covariance)
+        opacity = opacity * jnp.sqrt(jnp.maximum(ratio, 1e-20))
     alpha = opacity[:, None, None] * jnp.exp(-0.5 * power)
     alpha = jnp.where(alpha < 1.0 / 255.0, 0.0, jnp.minimum(alpha, 0.99))
     alpha = jnp.where((depth > near)[:, None, None], alpha, 0.0)
 
     order = jnp.argsort(depth)
-    alpha, colors, depth = alpha[order], colors[order], depth[order]
+    alpha, colors, depth, normals = alpha[order], colors[order], depth[order], normals[order]
     transmittance = jnp.cumprod(1.0 - alpha, axis=0)
     before = jnp.concatenate([jnp.ones_like(transmittance[:1]), transmittance[:-1]])
     weight = alpha * before
@@ -59,6 +64,7 @@ def render_dense(
         depth=jnp.einsum("nhw,n->hw", weight, depth, precision="highest"),
         alpha=1.0 - transmittance[-1],
         pair_count=jnp.int32(0),
+        normals=jnp.einsum("nhw,nc->hwc", weight, normals, precision="highest"),
     )
 
 
@@ -70,8 +76,8 @@ def _project_one(
     intrinsics: jax.Array,
     width: int,
     height: int,
-) -> tuple[jax.Array, jax.Array]:
-    """One Gaussian → its 2D mean [2] and covariance [2, 2] in pixels."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One Gaussian → 2D mean [2], covariance [2, 2] before the blur (pixels), normal [3]."""
     w, x, y, z = quaternion / jnp.linalg.norm(quaternion)
     rotation = jnp.array(
         [
@@ -90,8 +96,10 @@ def _project_one(
     jx = tz * jnp.clip(tx / tz, (-0.15 * width - cx) / fx, (1.15 * width - cx) / fx)
     jy = tz * jnp.clip(ty / tz, (-0.15 * height - cy) / fy, (1.15 * height - cy) / fy)
     jacobian = jnp.array([[fx / tz, 0.0, -fx * jx / tz**2], [0.0, fy / tz, -fy * jy / tz**2]])
-    covariance = jacobian @ view @ sigma @ view.T @ jacobian.T + 0.3 * jnp.eye(2)
-    return jnp.stack([fx * tx / tz + cx, fy * ty / tz + cy]), covariance
+    covariance = jacobian @ view @ sigma @ view.T @ jacobian.T
+    normal = view @ rotation[:, jnp.argmin(log_scale)]
+    normal = normal * jnp.where(normal @ (view @ mean + world_to_camera[:3, 3]) > 0, -1.0, 1.0)
+    return jnp.stack([fx * tx / tz + cx, fy * ty / tz + cy]), covariance, normal
 
 
 def _colors(gaussians: Gaussians, world_to_camera: jax.Array) -> jax.Array:

@@ -22,7 +22,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting.binning import TILE, band_rows, bin_gaussians, tile_grid
 from see3d_jax.splatting.gaussians import Gaussians
-from see3d_jax.splatting.projection import Projected, project_gaussians
+from see3d_jax.splatting.projection import (
+    Projected,
+    normals_towards_camera,
+    project_gaussians,
+)
 from see3d_jax.splatting.rasterize import rasterize
 
 _BAND = "band"
@@ -37,6 +41,8 @@ class Rendering:
       rgb: [H, W, 3] in [0, ~1], over the background.
       depth: [H, W] sum of weight · planar z; divide by `alpha` for the mean depth of a pixel.
       alpha: [H, W] in [0, 1], how much of the pixel the Gaussians cover.
+      normals: [H, W, 3] sum of weight · unit normal towards the camera (camera axes), or None when
+        not asked for; normalise for the direction.
       pair_count: [] int32, (tile, Gaussian) pairs that were needed (by the fullest band).
         If it exceeds the capacity the picture is meaningless and must be rendered again.
     """
@@ -45,6 +51,7 @@ class Rendering:
     depth: jax.Array
     alpha: jax.Array
     pair_count: jax.Array
+    normals: jax.Array | None = None
 
 
 def render_within(
@@ -54,6 +61,8 @@ def render_within(
     background: jax.Array | float = 0.0,
     near: float = 0.01,
     mesh: Mesh | None = None,
+    antialiased: bool = False,
+    with_normals: bool = False,
 ) -> Rendering:
     """Renders with room for `capacity` pairs; differentiable in Gaussians, camera, background.
 
@@ -64,10 +73,15 @@ def render_within(
       background: [3] RGB or a grey value, seen where alpha < 1.
       near: Gaussians whose centre is nearer than this (scene units, planar z) are not drawn.
       mesh: from `host_mesh`: one band of the image per device, `capacity` pairs for each.
+      antialiased: small Gaussians keep their light (see `projection`); static.
+      with_normals: draw `normals` too, from the shortest axes of the Gaussians; static.
     """
-    projected = project_gaussians(gaussians, camera, near)
+    projected = project_gaussians(gaussians, camera, near, antialiased)
     rows = [projected.means, projected.cholesky, projected.opacities[None], projected.colors]
-    table = jnp.concatenate([*rows, projected.depths[None]]).T
+    rows += [projected.depths[None]]
+    if with_normals:
+        rows += [normals_towards_camera(gaussians, camera)]
+    table = jnp.concatenate(rows).T
     bands = 1 if mesh is None else mesh.size
     draw = partial(_draw_band, (camera.width, camera.height), capacity, bands)
     if mesh is not None:
@@ -88,6 +102,7 @@ def render_within(
         depth=image[..., 3],
         alpha=1.0 - transmittance,
         pair_count=pair_count.max(),
+        normals=image[..., 4:7] if with_normals else None,
     )
 
 
@@ -120,7 +135,9 @@ def host_mesh() -> Mesh | None:
     return jax.make_mesh((len(devices),), (_BAND,), (AxisType.Auto,), devices=devices)
 
 
-_render_jit = partial(jax.jit, static_argnums=(2,))(render_within)
+_render_jit = jax.jit(
+    render_within, static_argnames=("capacity", "antialiased", "with_normals")
+)
 
 
 def render(
@@ -129,6 +146,8 @@ def render(
     background: jax.Array | float = 0.0,
     near: float = 0.01,
     capacity: int = 1 << 15,
+    antialiased: bool = False,
+    with_normals: bool = False,
 ) -> Rendering:
     """Like `render_within`, but raises the capacity until every pair fits (not under jit)."""
     camera = Camera(
@@ -139,7 +158,10 @@ def render(
     )
     background = jnp.broadcast_to(jnp.asarray(background, jnp.float32), 3)
     while True:
-        picture = _render_jit(gaussians, camera, capacity, background, jnp.float32(near))
+        picture = _render_jit(
+            gaussians, camera, capacity, background, jnp.float32(near),
+            antialiased=antialiased, with_normals=with_normals,
+        )  # fmt: skip
         needed = int(picture.pair_count)
         if needed <= capacity:
             return picture

@@ -1,0 +1,45 @@
+"""`see3d export`: a thin shell around `pipelines.scene_export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  see3d export out/scene --output scene.spz
+  see3d export out/scene --output scene.glb
+  see3d export scene.splat --output scene.ply
+  see3d export out/scene --mesh --resolution 384 --output mesh.ply
+""",
+)
+@click.argument("scene", type=_PATH)
+@click.option(
+    "--output", type=_PATH, required=True, metavar="FILE",
+    help=".ply, .splat or .spz: the Gaussians; .obj or .glb: a mesh with coloured vertices "
+    "(pip install '.[mesh]').",
+)  # fmt: skip
+@click.option("--mesh", is_flag=True, help="Write the mesh to a .ply as well.")
+@click.option(
+    "--cameras", type=_PATH, default=None, metavar="FILE",
+    help="For a mesh: the cameras.json or transforms.json to look from [default: the cameras.json "
+    "beside the scene].",
+)  # fmt: skip
+@click.option(
+    "--resolution", type=int, default=256, show_default=True, metavar="VOXELS",
+    help="For a mesh: along the longest side of the scene.",
+)  # fmt: skip
+def export(scene: Path, output: Path, **options: object) -> None:
+    """Writes a scene of Gaussians in another format, or as a mesh.
+
+    SCENE is a result of `see3d reconstruct` or a .ply, .splat or .spz file. The mesh is fused from
+    the depth that the scene shows to its cameras.
+    """
+    from see3d_jax.pipelines.scene_export import export_scene
+
+    click.echo(f"wrote {output}: {export_scene(scene, output, **options)}")
