@@ -8,9 +8,9 @@ The 2D falloff is stored as a Cholesky factor: with d = pixel − mean,
   alpha(pixel) = opacity · exp(−½ (z1² + z2²)),  z1 = l11·dx + l21·dy,  z2 = l22·dy.
 It stays accurate for long thin Gaussians, where the usual inverse covariance cancels.
 
-Anti-aliased (Mip-Splatting, Yu et al. 2024, Eq. 9): the blur that keeps a Gaussian a pixel wide also
-makes it cover more than it should; its opacity is lowered by √(det Σ / det (Σ + blur)), so that
-the light it sends stays the same however small it is seen.
+Anti-aliased (Mip-Splatting, Yu et al. 2024, Eq. 9): the blur that keeps a Gaussian a pixel wide
+also makes it cover more than it should; its opacity is lowered by √(det Σ / det (Σ + blur)), so
+that the light it sends stays the same however small it is seen.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def project_gaussians(
 ) -> Projected:
     """Projects N Gaussians into one camera; those nearer than `near` (scene units) are dropped.
 
-    `antialiased` (static): see the module docstring. A scene fitted one way is to be drawn that way.
+    `antialiased` (static): see the module docstring. Draw a scene the way it was fitted.
     """
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
     fx, fy = camera.intrinsics[0, 0], camera.intrinsics[1, 1]

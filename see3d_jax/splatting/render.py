@@ -135,9 +135,7 @@ def host_mesh() -> Mesh | None:
     return jax.make_mesh((len(devices),), (_BAND,), (AxisType.Auto,), devices=devices)
 
 
-_render_jit = jax.jit(
-    render_within, static_argnames=("capacity", "antialiased", "with_normals")
-)
+_render_jit = jax.jit(render_within, static_argnames=("capacity", "antialiased", "with_normals"))
 
 
 def render(

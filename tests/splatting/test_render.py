@@ -154,10 +154,15 @@ def test_gradients_match_finite_differences_in_float64(gradients):
     """Along random directions in every group; the reference picture is computed in float64."""
     scene, background = random_scene(2), jnp.array([0.2, 0.5, 0.8])
     analytic = gradients["fast"](scene, CAMERA, background)
+    assert_slopes_are_those_of(scalar_loss(render_dense), (scene, CAMERA, background), analytic)
+
+
+def assert_slopes_are_those_of(loss, arguments, analytic, tolerance=1e-3) -> None:
+    """Gradients against central differences of a loss in float64, in every leaf."""
     rng = np.random.default_rng(0)
-    arguments = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (scene, CAMERA, background))
+    arguments = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
     with jax.enable_x64(True):
-        loss = jax.jit(scalar_loss(render_dense))
+        loss = jax.jit(loss)
         leaves, structure = jax.tree.flatten(arguments)
         for group, gradient in enumerate(jax.tree.leaves(analytic)):
             # Towards the gradient plus noise: a plain random direction is nearly level.
@@ -176,7 +181,7 @@ def test_gradients_match_finite_differences_in_float64(gradients):
                 estimates.append((sides[0] - sides[1]) / (2 * step))
             expected = float(np.median(estimates))
             actual = float((np.asarray(gradient, np.float64) * direction).sum())
-            assert abs(actual - expected) < 1e-3 * abs(expected), f"group {group}"
+            assert abs(actual - expected) < tolerance * abs(expected), f"group {group}"
 
 
 def test_overflow_reports_the_true_count_and_render_still_draws_everything(dense):
