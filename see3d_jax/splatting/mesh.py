@@ -20,9 +20,10 @@ from see3d_jax.splatting.gaussians import Gaussians
 from see3d_jax.splatting.render import render
 
 TRUNCATION = 4.0  # voxels
-# Less covered pixels have no depth; nor have those on a depth edge, where the mean depth of a
-# pixel lies between two surfaces.
-MIN_ALPHA = 0.7
+FREE_WEIGHT = 0.3  # of a view that looks through a voxel, against one that sees a surface there
+# Less covered pixels have no depth (dark surfaces are often fitted half transparent); nor have those
+# on a depth edge, where the mean depth of a pixel lies between two surfaces.
+MIN_ALPHA = 0.3
 MAX_STEP = 0.05  # relative depth step to a neighbour
 # Pieces with less than this share of all faces are floaters.
 MIN_PIECE = 0.005
@@ -56,7 +57,7 @@ def mesh_of_gaussians(
         covered = np.maximum(picture.alpha, 1e-6)
         depth = np.where(picture.alpha > MIN_ALPHA, picture.depth / covered, 0.0)
         depths.append(_without_edges(depth))
-        images.append(np.clip(picture.rgb / covered[..., None], 0, 1))
+        images.append(np.clip(picture.rgb, 0, 1))
     return fuse(depths, images, cameras, resolution)
 
 
@@ -134,10 +135,11 @@ def _add_view(
     place = jnp.where(inside, row * camera.width + column, 0.0).astype(jnp.int32)
     seen = maps.reshape(-1, 4)[place]
     signed = (seen[..., 0] - w) / (TRUNCATION * voxel)
-    # Behind the surface nothing is known beyond the truncation distance.
-    weight = jnp.where(inside & (seen[..., 0] > 0) & (signed > -1.0), 1.0, 0.0)
-    # Views that see a voxel in free air say nothing about the colour there.
+    # Behind the surface nothing is known beyond the truncation distance. Depth errors grow with
+    # depth, and few of the views that see past a surface are right.
+    weight = jnp.where(inside & (seen[..., 0] > 0) & (signed > -1.0), 1.0, 0.0) / ahead**2
     near = jnp.where(signed < 1.0, weight, 0.0)
+    weight = jnp.where(signed < 1.0, weight, FREE_WEIGHT * weight)
     colors = [near * seen[..., 1 + channel] for channel in range(3)]
     return volume + jnp.stack([weight, weight * jnp.minimum(signed, 1.0), near, *colors])
 
