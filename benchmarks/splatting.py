@@ -1,6 +1,7 @@
 """How fast Gaussian splatting is, against gsplat's torch reference and OpenSplat.
 
     python -m benchmarks.splatting [--points garden.npz] [--colmap DIR [--opensplat BINARY]]
+    python -m benchmarks.splatting --points garden.npz --scaling scaling.png
 
 Forward, and forward + backward to all parameters, for 10 k and 50 k Gaussians at 256² and 512²; and
 one whole step of a fit. The scene is made as gsplat's tests make theirs: --points is its
@@ -10,18 +11,24 @@ projection, spherical harmonics and `accumulate`. Its CUDA-only parts are stood 
 of (Gaussian, pixel) pairs with alpha ≥ 1/255 are made beforehand and not timed, nerfacc's
 weights along rays are a torch cumulative sum. Implementations take turns; medians of wall
 milliseconds, and medians of CPU milliseconds (all threads). A ratio below 1 means ours is faster.
+
+--scaling measures ours alone instead: forward + backward of 1 k to 500 k Gaussians at 512², and of
+50 k Gaussians at 128² to 1024², each in a process of its own for its peak memory, and plots all.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import multiprocessing
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +38,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from see3d_jax.errors import InputError, WorkError, run_command
-from see3d_jax.files import write_json
+from see3d_jax.files import atomic_path, write_json
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
 from see3d_jax.pipelines.reconstruct import reconstruct
+from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.fit import FitConfig, TrainingViews, fit
 from see3d_jax.splatting.gaussians import SH_C0, Gaussians
 from see3d_jax.splatting.projection import project_gaussians
 from see3d_jax.splatting.render import enough_capacity, host_mesh, render, render_within
 
 NUMBERS, SIDES, REPEATS, FIT_STEPS, TRAINING_STEPS = (10_000, 50_000), (256, 512), 7, 12, 300
+SCALING_NUMBERS = (1_000, 5_000, 20_000, 50_000, 100_000, 250_000, 500_000)  # at SIDES[-1]
+SCALING_SIDES = (128, 256, 512, 1024)  # with NUMBERS[-1] Gaussians
 Call = Callable[[], Any]
 
 
@@ -53,12 +63,14 @@ Examples:
 @click.option("--points", type=click.Path(path_type=Path), help="gsplat's test_garden.npz.")
 @click.option("--colmap", type=click.Path(path_type=Path), help="COLMAP folder for a whole fit.")
 @click.option("--opensplat", type=click.Path(path_type=Path), help="OpenSplat's program.")
+@click.option("--scaling", type=click.Path(path_type=Path), help="Plot of time against size.")
 @click.option("--devices", type=int, default=1, show_default=True, help="Split the processor.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the numbers.")
 def app(
     points: Path | None,
     colmap: Path | None,
     opensplat: Path | None,
+    scaling: Path | None,
     devices: int,
     output: Path | None,
 ) -> None:
@@ -69,6 +81,12 @@ def app(
         raise InputError(f"--devices must be at least 1, got {devices}")
     if devices > 1:  # possible only before JAX has started
         jax.config.update("jax_num_cpu_devices", devices)
+    if scaling is not None:
+        measured = measure_scaling(points)
+        plot_scaling(measured, scaling)
+        if output is not None:
+            write_json(output, measured)
+        return
     numbers: dict[str, Any] = {"devices": devices, "torch_note": _missing()}
     for count in NUMBERS:
         for side in SIDES:
@@ -120,19 +138,10 @@ def load_scene(points: Path | None, count: int, side: int) -> tuple[Gaussians, C
 
 def kernels(scene: Gaussians, camera: Camera) -> dict[str, float | None]:
     """Times of forward and of forward + backward, ours and gsplat's."""
-    mesh = host_mesh()
-    capacity = enough_capacity(int(render(scene, camera).pair_count))
-    weights = np.random.default_rng(1).normal(size=(camera.height, camera.width, 3))
-    weights = jnp.asarray(weights, jnp.float32)
-
-    def loss(scene: Gaussians) -> jax.Array:
-        return (render_within(scene, camera, capacity, mesh=mesh).rgb * weights).sum()
-
-    forward = jax.jit(lambda scene: render_within(scene, camera, capacity, mesh=mesh).rgb)
-    both = jax.jit(jax.value_and_grad(loss))
+    forward, both, weights = programs(scene, camera)
     calls: dict[str, Call] = {
-        "forward": lambda: jax.block_until_ready(forward(scene)),
-        "backward": lambda: jax.block_until_ready(both(scene)),
+        "forward": partial(_finish, forward, scene),
+        "backward": partial(_finish, both, scene),
     }
     if not _missing():
         theirs = GsplatSide(scene, camera, np.asarray(weights))
@@ -145,6 +154,90 @@ def kernels(scene: Gaussians, camera: Camera) -> dict[str, float | None]:
         numbers[f"gsplat_{part}_ms"] = peer
         numbers[f"{part}_ratio_vs_gsplat"] = None if peer is None else wall[part] / peer
     return numbers
+
+
+def programs(scene: Gaussians, camera: Camera) -> tuple[Callable, Callable, jax.Array]:
+    """Compiled forward, and forward + backward of Σ weights · image; the weights [H, W, 3]."""
+    mesh = host_mesh()
+    needed = count_pairs(
+        jax.jit(project_gaussians)(scene, camera),
+        camera.width, camera.height, mesh.size if mesh else 1,
+    )  # fmt: skip
+    capacity = enough_capacity(int(needed))
+    weights = np.random.default_rng(1).normal(size=(camera.height, camera.width, 3))
+    weights = jnp.asarray(weights, jnp.float32)
+
+    def forward(scene: Gaussians) -> jax.Array:
+        return render_within(scene, camera, capacity, mesh=mesh).rgb
+
+    def loss(scene: Gaussians) -> jax.Array:
+        return (forward(scene) * weights).sum()
+
+    return jax.jit(forward), jax.jit(jax.value_and_grad(loss)), weights
+
+
+def _finish(program: Callable, scene: Gaussians) -> Any:
+    return jax.block_until_ready(program(scene))
+
+
+def measure_scaling(points: Path | None) -> list[dict[str, float]]:
+    """Forward + backward for each size, each in a process of its own for its peak memory."""
+    sizes = [(count, SIDES[-1]) for count in SCALING_NUMBERS]
+    sizes += [(NUMBERS[-1], side) for side in SCALING_SIDES if side != SIDES[-1]]
+    rows = []
+    for size in sizes:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(measure_size, (points, *size)))
+        click.echo("  ".join(f"{name} {value:g}" for name, value in rows[-1].items()))
+    return rows
+
+
+def measure_size(points: Path | None, count: int, side: int) -> dict[str, float]:
+    """Time of forward + backward, of the first call, and the process's peak memory."""
+    scene, camera = load_scene(points, count, side)
+    both = programs(scene, camera)[1]
+    began = time.process_time()
+    _finish(both, scene)
+    first = time.process_time() - began
+    wall, cpu = take_turns({"both": partial(_finish, both, scene)})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "gaussians": count, "side": side, "wall_ms": wall["both"], "cpu_ms": cpu["both"],
+        "first_call_cpu_seconds": first, "peak_gib": peak,
+    }  # fmt: skip
+
+
+def plot_scaling(rows: list[dict[str, float]], path: Path) -> None:
+    """Time against Gaussians and against pixels, and memory, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), constrained_layout=True)
+    by_count = [row for row in rows if row["side"] == SIDES[-1]]
+    by_side = sorted((r for r in rows if r["gaussians"] == NUMBERS[-1]), key=lambda r: r["side"])
+    counts, pixels = ([r["gaussians"] for r in by_count], [r["side"] ** 2 for r in by_side])
+    at_side = f"Gaussians, {SIDES[-1]}²"
+    curves = (
+        (at_side, "CPU ms", counts, [r["cpu_ms"] for r in by_count]),
+        (f"pixels, {NUMBERS[-1]} Gaussians", "CPU ms", pixels, [r["cpu_ms"] for r in by_side]),
+        (at_side, "peak memory, GiB", counts, [r["peak_gib"] for r in by_count]),
+    )
+    for axis, (x_label, y_label, across, values) in zip(axes, curves, strict=True):
+        axis.loglog(across, values, "o-", color="#2563eb")
+        for place in zip(across, values, strict=True):
+            axis.annotate(
+                f"{place[1]:.3g}", place, textcoords="offset points", xytext=(0, 7), ha="center",
+                fontsize=8,
+            )  # fmt: skip
+        axis.set(xlabel=x_label, ylabel=y_label)
+        axis.margins(0.12, 0.2)
+        axis.grid(True, which="major", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Forward + backward of the renderer")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=90)
 
 
 def take_turns(calls: dict[str, Call]) -> tuple[dict[str, float], dict[str, float]]:

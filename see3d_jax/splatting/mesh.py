@@ -21,8 +21,8 @@ from see3d_jax.splatting.render import render
 
 TRUNCATION = 4.0  # voxels
 FREE_WEIGHT = 0.3  # of a view that looks through a voxel, against one that sees a surface there
-# Less covered pixels have no depth (dark surfaces are often fitted half transparent); nor have those
-# on a depth edge, where the mean depth of a pixel lies between two surfaces.
+# Less covered pixels have no depth (dark surfaces are often fitted half transparent); nor have
+# those on a depth edge, where the mean depth of a pixel lies between two surfaces.
 MIN_ALPHA = 0.3
 MAX_STEP = 0.05  # relative depth step to a neighbour
 # Pieces with less than this share of all faces are floaters.

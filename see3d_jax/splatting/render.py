@@ -76,12 +76,16 @@ def render_within(
       antialiased: small Gaussians keep their light (see `projection`); static.
       with_normals: draw `normals` too, from the shortest axes of the Gaussians; static.
     """
-    projected = project_gaussians(gaussians, camera, near, antialiased)
+    # The barriers keep XLA from computing projection and colours anew for every pair, inside the
+    # gathers of the next stages (an eighth of the time of forward + backward on CPU).
+    projected = jax.lax.optimization_barrier(
+        project_gaussians(gaussians, camera, near, antialiased)
+    )
     rows = [projected.means, projected.cholesky, projected.opacities[None], projected.colors]
     rows += [projected.depths[None]]
     if with_normals:
         rows += [normals_towards_camera(gaussians, camera)]
-    table = jnp.concatenate(rows).T
+    table = jax.lax.optimization_barrier(jnp.concatenate(rows).T)
     bands = 1 if mesh is None else mesh.size
     draw = partial(_draw_band, (camera.width, camera.height), capacity, bands)
     if mesh is not None:

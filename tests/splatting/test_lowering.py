@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -48,6 +49,15 @@ def test_it_lowers_for_accelerators_without_calls_into_libraries(platform):
     # Layout hints only: everything else XLA has to know itself on any platform.
     assert calls <= {"Sharding", "annotate_device_placement"}, calls
     assert "f64" not in text
+
+
+@pytest.mark.slow
+def test_the_first_step_compiles_within_20_seconds_of_processor_time():
+    scene, camera, target = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes())
+    jax.block_until_ready(jnp.ones(8) @ jnp.ones(8))  # JAX itself has started
+    began = time.process_time()
+    jax.block_until_ready(jax.jit(step)(scene, camera, target))
+    assert time.process_time() - began < 20
 
 
 COMPILE = """
