@@ -344,8 +344,8 @@ Examples:
 def view(path: Path, port: int, host: str, describe: bool) -> None:
     """Opens PATH in a viewer: Gaussians, cameras, pictures, and an editor for camera paths.
 
-    For a folder of see3d create, generate or reconstruct, any posed scene, a .ply or a .splat it
-    serves a page until Ctrl-C. Of anything else it says what it is and what opens it.
+    For a folder of see3d create, generate or reconstruct, any posed scene, a .ply, .splat or .spz
+    it serves a page until Ctrl-C. Of anything else it says what it is and what opens it.
     """
     from see3d_jax.viewer import describe as description
     from see3d_jax.viewer_server import find_scene, open_server

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from see3d_jax.cli_output import finish, output_options
+
 _PATH = click.Path(path_type=Path)
 
 
@@ -34,12 +36,14 @@ Examples:
     "--resolution", type=int, default=256, show_default=True, metavar="VOXELS",
     help="For a mesh: along the longest side of the scene.",
 )  # fmt: skip
+@output_options
 def export(scene: Path, output: Path, **options: object) -> None:
     """Writes a scene of Gaussians in another format, or as a mesh.
 
-    SCENE is a result of `see3d reconstruct` or a .ply, .splat or .spz file. The mesh is fused from
-    the depth that the scene shows to its cameras.
+    SCENE is a result of see3d reconstruct or create, or a .ply, .splat or .spz file. The mesh is
+    fused from the depth that the scene shows to its cameras.
     """
     from see3d_jax.pipelines.scene_export import export_scene
 
-    click.echo(f"wrote {output}: {export_scene(scene, output, **options)}")
+    written = export_scene(scene, output, **options)
+    finish(f"wrote {output}: {written}", output=output, written=written)

@@ -201,16 +201,16 @@ def _records(path: Path) -> Facts | None:
 
 
 def _gaussians(path: Path) -> Facts | None:
-    if path.suffix.lower() not in (".ply", ".splat"):
-        return None
-    from see3d_jax.splatting.formats import read_ply, read_splat
+    from see3d_jax.splatting.formats import FORMATS, read_gaussians
     from see3d_jax.splatting.gaussians import sh_degree_of
 
-    splat = path.suffix.lower() == ".splat"
-    if not splat and b"scale_0" not in path.open("rb").read(8192):
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        return None
+    if suffix == ".ply" and b"scale_0" not in path.open("rb").read(8192):
         facts = describe(path)
         return Facts(path, "points", facts.splitlines()[0].removeprefix(f"{path}: "), {})
-    scene = (read_splat if splat else read_ply)(path)
+    scene = read_gaussians(path)
     means = np.asarray(scene.means)
     opacity = 1 / (1 + np.exp(-np.asarray(scene.opacity_logits, np.float64)))
     low, high = np.quantile(means, [0.01, 0.99], axis=0)

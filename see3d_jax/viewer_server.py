@@ -25,7 +25,7 @@ from see3d_jax.geometry.scene_files import read_transforms
 from see3d_jax.media import image_bytes
 from see3d_jax.pipelines.inputs import has_cameras
 from see3d_jax.pipelines.scene_page import splat_bytes, viewer_data, viewer_section
-from see3d_jax.splatting.formats import read_splat, write_ply
+from see3d_jax.splatting.formats import FORMATS, read_gaussians, write_ply
 
 _MAX_BODY = 1 << 20  # bytes of a path; a keyframe takes some hundred
 
@@ -37,7 +37,7 @@ class Found:
     Attributes:
       folder: where paths are saved (in `paths/`).
       cameras: folder of a posed scene, or None.
-      gaussians: .ply or .splat file, or None.
+      gaussians: .ply, .splat or .spz file, or None.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ def find_scene(path: Path) -> Found | None:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_file():
-        if path.suffix.lower() in (".ply", ".splat"):
+        if path.suffix.lower() in FORMATS:
             return Found(path.parent, _cameras_beside(path.parent), path)
         return Found(path.parent, path.parent, None) if path.name == "transforms.json" else None
     for gaussians, cameras in (
@@ -104,9 +104,9 @@ def _make_handler(found: Found) -> type[BaseHTTPRequestHandler]:
         more["splats"] = "/scene.splat"
     with tempfile.TemporaryDirectory() as folder:
         ply = found.gaussians
-        if ply is not None and ply.suffix.lower() == ".splat":
+        if ply is not None and ply.suffix.lower() != ".ply":
             ply = Path(folder) / "scene.ply"
-            write_ply(ply, read_splat(found.gaussians))
+            write_ply(ply, read_gaussians(found.gaussians))
         data = viewer_data(found.cameras, ply, link, **more)
         if ply is not None:
             contents["/scene.splat"] = ("application/octet-stream", splat_bytes(ply))

@@ -122,7 +122,9 @@ def _camera_source(root: Path) -> Path | None:
         return root / "transforms.json"
     if (model := find_colmap_model(root)) is not None:
         return model
-    return root / "cameras.json" if (root / "cameras.json").is_file() else None
+    # Beside a point_cloud.ply they are those of a fitted scene, whose photos are elsewhere.
+    fitted = (root / "point_cloud.ply").is_file()
+    return root / "cameras.json" if (root / "cameras.json").is_file() and not fitted else None
 
 
 def load_images(

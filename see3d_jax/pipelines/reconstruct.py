@@ -3,6 +3,7 @@
 Every 8th view (or the folder's splits.json) is held out; the rest is fitted. Written, all at once
 or not at all:
   point_cloud.ply   the scene; opens in any 3DGS viewer
+  cameras.json      the views' cameras as INRIA's code writes them, as they are after the fit
   orbit.mp4         a flight along the smoothed path of the cameras
   renders.png       held-out photos above what the scene shows from there
   renders/NAME.png  each of these renders by itself, to measure with
@@ -29,6 +30,7 @@ from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.transforms import nearest_rotation
 from see3d_jax.media import contact_sheet, to_uint8, write_image, write_mp4
 from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_mask
+from see3d_jax.pipelines.scene_export import CAMERAS_FILE, write_cameras
 from see3d_jax.pipelines.sfm import beside, open_scene
 from see3d_jax.splatting import seeds
 from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
@@ -136,7 +138,7 @@ def reconstruct(
     flight = _camera_path([view.camera for view in train], orbit_frames)
     frames = [to_uint8(_render_view(scene_of_gaussians, c, canvas, near)) for c in flight]
     metrics["seconds"] = round(time.perf_counter() - started, 2)
-    _write(output, result, metrics, test, test_renders, frames)
+    _write(output, result, metrics, train, test, test_renders, frames)
     return metrics
 
 
@@ -343,6 +345,7 @@ def _write(
     output: Path,
     result: FitResult,
     metrics: dict[str, Any],
+    train: list[_View],
     test: list[_View],
     renders: list[np.ndarray],
     frames: list[np.ndarray],
@@ -361,6 +364,7 @@ def _write(
     with atomic_path(output) as folder:
         folder.mkdir()
         write_ply(folder / "point_cloud.ply", jax.tree.map(np.asarray, result.gaussians))
+        write_cameras(folder / CAMERAS_FILE, {v.name: v.camera for v in (*train, *test)})
         write_image(folder / "renders.png", sheet)
         for view, picture in zip(test, renders, strict=True):
             write_image(folder / "renders" / f"{view.name}.png", picture)

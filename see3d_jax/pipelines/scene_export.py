@@ -9,6 +9,7 @@ y and z change sign there, as in .spz.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,12 @@ import numpy as np
 from see3d_jax.errors import InputError, WorkError
 from see3d_jax.files import atomic_path
 from see3d_jax.geometry.cameras import Camera
-from see3d_jax.geometry.scene_files import read_inria_cameras, read_transforms
+from see3d_jax.geometry.scene_files import (
+    PosedImages,
+    read_inria_cameras,
+    read_transforms,
+    write_inria_cameras,
+)
 from see3d_jax.splatting.formats import FORMATS, read_gaussians, write_gaussians
 from see3d_jax.splatting.gaussians import Gaussians
 from see3d_jax.splatting.mesh import Mesh, mesh_of_gaussians
@@ -37,7 +43,7 @@ def export_scene(
     """Writes a scene as `output`, in the format of its suffix.
 
     Args:
-      source: result folder of `see3d reconstruct`, or a .ply, .splat or .spz file.
+      source: result folder of `see3d reconstruct` or `create`, or a .ply, .splat or .spz file.
       output: .ply, .splat, .spz (Gaussians) or .obj, .glb (mesh).
       mesh: makes a .ply hold the mesh, too.
       cameras: for a mesh: cameras.json or transforms.json to look from [default: the cameras.json
@@ -57,9 +63,7 @@ def export_scene(
         raise InputError(
             f"resolution must be {MIN_RESOLUTION} to {MAX_RESOLUTION} voxels, got {resolution}"
         )
-    scene = Path(source) / SCENE_FILE if Path(source).is_dir() else Path(source)
-    if not scene.exists():
-        raise InputError(f"{scene}: no such file")
+    scene = _scene_file(Path(source))
     gaussians = read_gaussians(scene)
     if not mesh:
         write_gaussians(output, gaussians)
@@ -68,6 +72,12 @@ def export_scene(
     made = _mesh(gaussians, _cameras(scene, cameras), resolution)
     write_mesh(output, made)
     return f"a mesh of {len(made.vertices)} vertices and {len(made.faces)} triangles"
+
+
+def write_cameras(path: str | os.PathLike[str], cameras: Mapping[str, Camera]) -> None:
+    """Writes the cameras of named views beside a scene, in the order of the names."""
+    names = sorted(cameras)
+    write_inria_cameras(path, PosedImages(tuple(names), tuple(cameras[name] for name in names)))
 
 
 def write_mesh(path: str | os.PathLike[str], mesh: Mesh) -> None:
@@ -88,6 +98,15 @@ def _mesh(gaussians: Gaussians, cameras: tuple[Camera, ...], resolution: int) ->
             "the cameras see no surface of this scene; are they its cameras, and is it fitted?"
         )
     return mesh
+
+
+def _scene_file(source: Path) -> Path:
+    if source.is_dir():
+        places = (source / SCENE_FILE, source / "gaussians" / SCENE_FILE)
+        source = next((place for place in places if place.is_file()), places[0])
+    if not source.exists():
+        raise InputError(f"{source}: no such file")
+    return source
 
 
 def _cameras(scene: Path, given: str | os.PathLike[str] | None) -> tuple[Camera, ...]:

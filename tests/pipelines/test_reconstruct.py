@@ -13,7 +13,9 @@ from skimage import data
 
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at
+from see3d_jax.geometry.scene_files import read_inria_cameras
 from see3d_jax.media import read_image, write_image
+from see3d_jax.pipelines.inputs import has_cameras
 from see3d_jax.pipelines.reconstruct import _camera_path, reconstruct
 from see3d_jax.splatting import fit as fit_module
 from see3d_jax.splatting.formats import read_ply
@@ -74,6 +76,14 @@ def result(scene_folder, tmp_path_factory):
     compiled_before = fit_module._step._cache_size()
     metrics = reconstruct(scene_folder, output, steps=120, seed=3, **SMALL)
     return output, metrics, fit_module._step._cache_size() - compiled_before
+
+
+def test_the_cameras_of_all_views_lie_beside_the_scene(result):
+    read = read_inria_cameras(result[0] / "cameras.json")
+    assert read.files == tuple(f"{i:03d}" for i in range(VIEWS))
+    for found, camera in zip(read.cameras, cameras()):
+        np.testing.assert_allclose(found.world_to_camera, camera.world_to_camera, atol=1e-5)
+    assert not has_cameras(result[0])  # it is no scene of photos
 
 
 def test_unseen_views_are_recognisable_and_scores_are_written(result):

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from see3d_jax import cli
 from see3d_jax.errors import InputError, WorkError
-from see3d_jax.geometry.scene_files import PosedImages, write_inria_cameras, write_transforms
-from see3d_jax.pipelines.scene_export import export_scene
+from see3d_jax.geometry.scene_files import PosedImages, write_transforms
+from see3d_jax.pipelines.scene_export import export_scene, write_cameras
 from see3d_jax.splatting.formats import read_gaussians, write_ply
 from see3d_jax.splatting.gaussians import from_points
 from tests.splatting.test_mesh import RADIUS, ring
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     write_ply(path / "point_cloud.ply", from_points(points, colors, 2000, 1, opacity=0.95))
     cameras = tuple(ring(6))
     images = PosedImages(tuple(f"{i}.png" for i in range(6)), cameras)
-    write_inria_cameras(path / "cameras.json", images)
+    write_cameras(path / "cameras.json", dict(zip(images.files, cameras)))
     write_transforms(path / "transforms.json", images)
     return path
 
