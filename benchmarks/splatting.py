@@ -170,10 +170,13 @@ def programs(scene: Gaussians, camera: Camera) -> tuple[Callable, Callable, jax.
     def forward(scene: Gaussians) -> jax.Array:
         return render_within(scene, camera, capacity, mesh=mesh).rgb
 
-    def loss(scene: Gaussians) -> jax.Array:
+    # The weights are an argument: XLA would spend seconds on folding such a large constant.
+    @jax.jit
+    @jax.value_and_grad
+    def both(scene: Gaussians, weights: jax.Array) -> jax.Array:
         return (forward(scene) * weights).sum()
 
-    return jax.jit(forward), jax.jit(jax.value_and_grad(loss)), weights
+    return jax.jit(forward), partial(both, weights=weights), weights
 
 
 def _finish(program: Callable, scene: Gaussians) -> Any:
