@@ -230,10 +230,10 @@ def plot_scaling(rows: list[dict[str, float]], path: Path) -> None:
     for axis, (x_label, y_label, across, values) in zip(axes, curves, strict=True):
         axis.loglog(across, values, "o-", color="#2563eb")
         for place in zip(across, values, strict=True):
+            text = f"{place[1]:,.0f}" if place[1] >= 100 else f"{place[1]:.3g}"
             axis.annotate(
-                f"{place[1]:.3g}", place, textcoords="offset points", xytext=(0, 7), ha="center",
-                fontsize=8,
-            )  # fmt: skip
+                text, place, textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
+            )
         axis.set(xlabel=x_label, ylabel=y_label)
         axis.margins(0.12, 0.2)
         axis.grid(True, which="major", alpha=0.3)
