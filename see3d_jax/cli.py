@@ -19,6 +19,10 @@ from see3d_jax.cli_output import finish, note, output_options, say, shows_progre
 from see3d_jax.errors import run_command
 
 _PATH = click.Path(path_type=Path)
+# Options of reconstruct that are fields of FitConfig.
+_IN_CONFIG = (
+    "lpips_weight", "depth_weight", "depth_free_scale", "smooth_weight", "exposure", "densify",
+)  # fmt: skip
 
 
 def _say_which_weights(
@@ -296,25 +300,51 @@ Examples:
 )  # fmt: skip
 @click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
 @click.option("--steps", type=int, default=None, help="Optimisation steps.")
-@click.option("--gaussians", type=int, default=None, help="Number of Gaussians.")
+@click.option("--gaussians", "num_gaussians", type=int, default=None, help="Number of Gaussians.")
 @click.option("--max-size", type=int, default=None, metavar="PIXELS", help="Longest image side.")
 @click.option("--sh-degree", type=int, default=None, help="Spherical harmonics degree, 0 to 3.")
 @click.option("--refine-poses", is_flag=True, help="Correct the cameras of the views as well.")
+@click.option(
+    "--exposure", is_flag=True, help="Let every photo have its own gain and offset of colours."
+)
+@click.option(
+    "--lpips", "lpips_weight", type=float, default=0.0, metavar="WEIGHT",
+    help="Also minimise LPIPS, e.g. 0.1: sharper, slower (needs pip install '.[metrics]').",
+)  # fmt: skip
+@click.option(
+    "--depth-weight", type=float, default=0.0, metavar="WEIGHT",
+    help="Also keep to the folder's depth maps, e.g. 0.05.",
+)  # fmt: skip
+@click.option(
+    "--depth-free-scale", is_flag=True,
+    help="The depth maps are right up to scale and shift of inverse depth, as a network's are.",
+)  # fmt: skip
+@click.option(
+    "--smooth-weight", type=float, default=0.0, metavar="WEIGHT",
+    help="Also keep normals smooth where the photo has no edge, e.g. 0.01.",
+)  # fmt: skip
+@click.option(
+    "--generated-weight", type=float, default=0.3, show_default=True, metavar="WEIGHT",
+    help="How much a generated pixel counts beside a known one (0 to 1), in a folder of generate.",
+)  # fmt: skip
+@click.option(
+    "--densify", type=click.Choice(["mcmc", "classic"]), default="mcmc", show_default=True,
+    help="How the scene grows: as 3DGS-MCMC, or as the first 3DGS.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @output_options
-def reconstruct(
-    source: Path, output: Path, seed: int, refine_poses: bool, **options: int | None
-) -> None:
+def reconstruct(source: Path, output: Path, **options: object) -> None:
     """Fits a scene of 3D Gaussians to posed views and scores it on held-out ones.
 
-    OUTPUT holds point_cloud.ply (opens in any 3DGS viewer), orbit.mp4 and metrics.json.
+    OUTPUT holds point_cloud.ply (opens in any 3DGS viewer), orbit.mp4 and metrics.json. A run that
+    was killed goes on when it is called again.
     """
     from see3d_jax.pipelines.reconstruct import reconstruct as run
+    from see3d_jax.splatting.fit_step import FitConfig
 
-    names = {"gaussians": "num_gaussians"}
-    given = {names.get(k, k): v for k, v in options.items() if v is not None}
-    given["progress"] = shows_progress()
-    metrics = run(source, output, seed=seed, refine_poses=refine_poses, **given)
+    config = FitConfig(**{name: options.pop(name) for name in _IN_CONFIG})
+    given = {name: value for name, value in options.items() if value is not None}
+    metrics = run(source, output, config=config, progress=shows_progress(), **given)
     finish(
         f"wrote {output}: held-out PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}; "
         f"look at it with `see3d view {output}`",

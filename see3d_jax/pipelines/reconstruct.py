@@ -24,11 +24,12 @@ import jax
 import numpy as np
 
 from see3d_jax.errors import InputError
+from see3d_jax.evaluation.lpips import load_lpips
 from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.files import atomic_path, write_json
 from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.transforms import nearest_rotation
-from see3d_jax.media import contact_sheet, to_uint8, write_image, write_mp4
+from see3d_jax.media import contact_sheet, read_image, to_uint8, write_image, write_mp4
 from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_mask
 from see3d_jax.pipelines.scene_export import CAMERAS_FILE, write_cameras
 from see3d_jax.pipelines.sfm import beside, open_scene
@@ -52,6 +53,8 @@ class _View:
     image: np.ndarray  # [H, W, 3] uint8
     camera: Camera
     weight: np.ndarray | None  # [H, W] bool
+    trust: np.ndarray | None = None  # [H, W] float32 in [0, 1], how much the fit believes a pixel
+    depth: np.ndarray | None = None  # [H, W] float32 planar z, 0 = unknown
 
 
 def reconstruct(
@@ -65,6 +68,7 @@ def reconstruct(
     seed: int = 0,
     orbit_frames: int = 90,
     refine_poses: bool = False,
+    generated_weight: float = 0.3,
     config: FitConfig | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -80,20 +84,30 @@ def reconstruct(
       sh_degree: 0–3, how much colour may change with the viewing direction.
       seed: same seed, same point_cloud.ply, byte for byte.
       orbit_frames: frames of orbit.mp4 one way; it plays forth and back.
-      refine_poses: align the cameras of the training views too; the held-out cameras follow the
+      refine_poses: correct the cameras of the training views too; the held-out cameras follow the
         world as it drifts.
-      config: rates of the optimiser; its `steps` and `refine_poses` are overridden.
-      progress: show a progress bar.
+      generated_weight: how much a pixel that a model made up counts beside one that a photo shows;
+        used on the folders of `see3d generate`, whose masks tell them apart.
+      config: terms of the loss and rates of the optimiser; its `steps` and `refine_poses` are
+        overridden.
+      progress: show a progress bar, where stderr is a terminal.
 
-    Returns the content of metrics.json. Raises InputError for unusable input, before any work.
+    A fit that is killed leaves OUTPUT_partial.npz; the same call goes on there, and ends with the
+    same bytes. Returns the content of metrics.json. Raises InputError for unusable input, before
+    any work.
     """
     started = time.perf_counter()
     _check_options(steps, num_gaussians, max_size, sh_degree, seed, orbit_frames)
+    config = dataclasses.replace(config or FitConfig(), steps=steps, refine_poses=refine_poses)
+    _check_config(config, generated_weight)
     output = Path(output_dir)
     _check_output_folder(output)
     scene = open_scene(input_dir, beside(output))
     train_indices, test_indices = _split(scene)
     train = _load_views(scene, train_indices, max_size)
+    train = _trusted(scene, train_indices, train, generated_weight)
+    if config.depth_weight:
+        train = _with_depth(scene, train_indices, train, max_size)
     test = _load_views(scene, test_indices, max_size)
 
     generator = np.random.default_rng(seed)
@@ -102,8 +116,8 @@ def reconstruct(
     )
     nearest, farthest = seeds.depth_range([view.camera for view in train], points[0])
     near = 0.1 * nearest
-    config = dataclasses.replace(config or FitConfig(), steps=steps, refine_poses=refine_poses)
     canvas = _canvas([*train, *test])
+    state_file = output.with_name(output.name + "_partial.npz")
     result = fit(
         _on_canvas(train, canvas),
         from_points(*points, num_gaussians, sh_degree),
@@ -112,9 +126,14 @@ def reconstruct(
         seed=seed,
         near=near,
         progress=progress,
+        state_file=state_file,
     )
     if refine_poses:
-        train, test = _with_refined_poses(train, test, result)
+        before = np.stack([np.asarray(view.camera.world_to_camera) for view in train])
+        after = np.asarray(result.cameras.world_to_camera)
+        held_out = np.stack([np.asarray(view.camera.world_to_camera) for view in test])
+        held_out = carried_along(held_out, before, after).astype(np.float32)
+        train, test = _with_poses(train, after), _with_poses(test, held_out)
     scene_of_gaussians = result.gaussians
     test_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in test]
     train_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in train]
@@ -127,6 +146,14 @@ def reconstruct(
         "seed": seed,
         "sh_degree": sh_degree,
         "refined_poses": refine_poses,
+        "densify": config.densify,
+        "weights": {
+            "generated": generated_weight if any(v.trust is not None for v in train) else None,
+            "lpips": config.lpips_weight,
+            "depth": config.depth_weight,
+            "smooth": config.smooth_weight,
+        },
+        "exposure": config.exposure,
         "image_size": [int(train[0].camera.width), int(train[0].camera.height)],
         "num_train_views": len(train),
         "num_test_views": len(test),
@@ -139,6 +166,7 @@ def reconstruct(
     frames = [to_uint8(_render_view(scene_of_gaussians, c, canvas, near)) for c in flight]
     metrics["seconds"] = round(time.perf_counter() - started, 2)
     _write(output, result, metrics, train, test, test_renders, frames)
+    state_file.unlink(missing_ok=True)
     return metrics
 
 
@@ -157,6 +185,24 @@ def _check_options(
             raise InputError(f"{name} must be at least {least}, got {value}")
     if sh_degree not in (0, 1, 2, 3):
         raise InputError(f"sh_degree must be 0, 1, 2 or 3, got {sh_degree}")
+
+
+def _check_config(config: FitConfig, generated_weight: float) -> None:
+    weights = {
+        "generated_weight": generated_weight,
+        "lpips_weight": config.lpips_weight,
+        "depth_weight": config.depth_weight,
+        "smooth_weight": config.smooth_weight,
+    }
+    for name, value in weights.items():
+        if not (np.isfinite(value) and value >= 0):
+            raise InputError(f"{name} must be a number ≥ 0, got {value}")
+    if generated_weight > 1:
+        raise InputError(f"generated_weight must be at most 1, got {generated_weight}")
+    if config.densify not in ("mcmc", "classic"):
+        raise InputError(f"densify must be mcmc or classic, got {config.densify!r}")
+    if config.lpips_weight:
+        load_lpips("vgg")  # says what to install, before any work
 
 
 def _check_output_folder(output: Path) -> None:
@@ -199,6 +245,56 @@ def _load_views(scene: Scene, indices: tuple[int, ...], max_size: int) -> list[_
             )
         views.append(_View(scene.names[i], image, camera, load_mask(scene, i, max_size)))
     return views
+
+
+def _trusted(
+    scene: Scene, indices: tuple[int, ...], views: list[_View], generated_weight: float
+) -> list[_View]:
+    """In a folder of `see3d generate`: what its masks do not call known counts less."""
+    made = _generated_views(scene)
+    if not made or generated_weight == 1:
+        return views
+    trusted = []
+    for i, view in zip(indices, views, strict=True):
+        path = scene.image_paths[i]
+        if path.parent.name == "views" and path.stem in made:
+            mask = scene.root / "masks" / f"{path.stem}.png"
+            known = read_image(mask, (view.camera.width, view.camera.height))[..., 0] / 255.0
+            trust = (known + (1 - known) * generated_weight).astype(np.float32)
+            view = dataclasses.replace(view, trust=trust)
+        trusted.append(view)
+    return trusted
+
+
+def _generated_views(scene: Scene) -> tuple[str, ...]:
+    """The names of the views that `see3d generate` made in this folder, if it did."""
+    try:
+        run = json.loads((scene.root / "run.json").read_text(encoding="utf-8"))
+        if run.get("command") != "see3d generate":
+            return ()
+        names = tuple(map(str, run["views"]))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return ()
+    missing = [n for n in names if not (scene.root / "masks" / f"{n}.png").is_file()]
+    if missing:
+        raise InputError(
+            f"{scene.root / 'masks' / missing[0]}.png: is missing, so nobody can tell what was "
+            "generated; generate the folder anew, or give --generated-weight 1"
+        )
+    return names
+
+
+def _with_depth(
+    scene: Scene, indices: tuple[int, ...], views: list[_View], max_size: int
+) -> list[_View]:
+    if scene.depth_paths is None:
+        raise InputError(
+            f"{scene.root}: has no depth maps (depth_file_path); leave out --depth-weight"
+        )
+    return [
+        dataclasses.replace(view, depth=load_depth(scene, i, max_size))
+        for i, view in zip(indices, views, strict=True)
+    ]
 
 
 def _starting_points(
@@ -248,30 +344,25 @@ def _on_canvas(views: list[_View], canvas: tuple[int, int]) -> TrainingViews:
     width, height = canvas
     images = np.zeros((len(views), height, width, 3), np.uint8)
     weights = np.zeros((len(views), height, width), np.uint8)
+    known = views[0].depth is not None
+    depths = np.zeros((len(views), height, width), np.float32) if known else None
     for i, view in enumerate(views):
         rows, columns = view.image.shape[:2]
         images[i, :rows, :columns] = view.image
-        weights[i, :rows, :columns] = 255 if view.weight is None else view.weight * np.uint8(255)
+        counts = np.ones((rows, columns)) if view.weight is None else view.weight
+        counts = counts if view.trust is None else counts * view.trust
+        weights[i, :rows, :columns] = np.round(255 * counts)
+        if depths is not None:
+            depths[i, :rows, :columns] = view.depth
     cameras = stack([_enlarged(view.camera, canvas) for view in views])
-    return TrainingViews(images, cameras, None if weights.all() else weights)
+    return TrainingViews(images, cameras, None if (weights == 255).all() else weights, depths)
 
 
-def _with_refined_poses(
-    train: list[_View], test: list[_View], result: FitResult
-) -> tuple[list[_View], list[_View]]:
-    """The views with the cameras of the fitted world."""
-    before = np.stack([np.asarray(view.camera.world_to_camera) for view in train])
-    after = np.asarray(result.cameras.world_to_camera)
-    held_out = np.stack([np.asarray(view.camera.world_to_camera) for view in test])
-    held_out = carried_along(held_out, before, after).astype(np.float32)
-
-    def posed(views: list[_View], poses: np.ndarray) -> list[_View]:
-        return [
-            dataclasses.replace(view, camera=dataclasses.replace(view.camera, world_to_camera=pose))
-            for view, pose in zip(views, poses, strict=True)
-        ]
-
-    return posed(train, after), posed(test, held_out)
+def _with_poses(views: list[_View], poses: np.ndarray) -> list[_View]:
+    return [
+        dataclasses.replace(view, camera=dataclasses.replace(view.camera, world_to_camera=pose))
+        for view, pose in zip(views, poses, strict=True)
+    ]
 
 
 def _render_view(

@@ -17,7 +17,7 @@ from see3d_jax.geometry.scene_files import read_inria_cameras
 from see3d_jax.media import read_image, write_image
 from see3d_jax.pipelines.inputs import has_cameras
 from see3d_jax.pipelines.reconstruct import _camera_path, reconstruct
-from see3d_jax.splatting import fit as fit_module
+from see3d_jax.splatting.fit_step import FitConfig, fit_step
 from see3d_jax.splatting.formats import read_ply
 from see3d_jax.splatting.gaussians import from_points
 from see3d_jax.splatting.render import render
@@ -73,9 +73,9 @@ def scene_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def result(scene_folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("results") / "first"
-    compiled_before = fit_module._step._cache_size()
+    compiled_before = fit_step._cache_size()
     metrics = reconstruct(scene_folder, output, steps=120, seed=3, **SMALL)
-    return output, metrics, fit_module._step._cache_size() - compiled_before
+    return output, metrics, fit_step._cache_size() - compiled_before
 
 
 def test_the_cameras_of_all_views_lie_beside_the_scene(result):
@@ -170,10 +170,16 @@ def spoil(folder: Path, kind: str) -> dict:
         Image.new("RGB", (30, 30)).save(folder / "images/003.png")
     elif kind == "NaN pose":
         content["frames"][1]["transform_matrix"][0][0] = float("nan")
+    elif kind == "no depth":
+        for frame in content["frames"]:
+            del frame["depth_file_path"]
     elif kind == "all held out":
         (folder / "splits.json").write_text(json.dumps({"test": list(range(VIEWS))}))
     (folder / "transforms.json").write_text(json.dumps(content))
     return {
+        "no depth": {"config": FitConfig(depth_weight=0.1)}, "heavy": {"generated_weight": 2.0},
+        "unknown growth": {"config": FitConfig(densify="wild")},
+        "negative weight": {"config": FitConfig(smooth_weight=-1.0)},
         "steps 0": {"steps": 0}, "no gaussians": {"num_gaussians": 0}, "degree 4": {"sh_degree": 4},
         "too small": {"max_size": 8},
     }.get(kind, {})  # fmt: skip
@@ -184,7 +190,7 @@ def spoil(folder: Path, kind: str) -> dict:
     [
         "one view", "no views", "missing image", "other image size", "NaN pose", "all held out",
         "steps 0", "no gaussians", "degree 4", "too small", "missing folder", "empty folder",
-        "foreign output",
+        "foreign output", "no depth", "heavy", "unknown growth", "negative weight",
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(scene_folder, tmp_path, kind):
@@ -217,3 +223,56 @@ def test_a_real_posed_scene_is_reconstructed(shared, tmp_path):
     )
     assert metrics["starting_points"] == "sparse points"
     assert metrics["psnr"] > 12 and metrics["train_psnr"] > 14, metrics
+
+
+def generated_folder(folder: Path) -> Path:
+    """As `see3d generate` writes it: two photos, and views whose right halves a model made up."""
+    write_scene(folder, depth=True)
+    content = json.loads((folder / "transforms.json").read_text())
+    names = []
+    for i, frame in enumerate(content["frames"]):
+        image, reference = read_image(folder / frame["file_path"]).copy(), i in (2, 7)
+        known = np.full(image.shape[:2], 255, np.uint8)
+        if not reference:
+            known[:, 24:] = 0
+            image[:, 24:] = (255, 0, 255)
+            names.append(f"{i:05d}")
+            write_image(folder / f"masks/{i:05d}.png", known)
+        frame["file_path"] = f"{'references' if reference else 'views'}/{i:05d}.png"
+        write_image(folder / frame["file_path"], image)
+    (folder / "transforms.json").write_text(json.dumps(content))
+    (folder / "splits.json").write_text(json.dumps({"test": [5]}))
+    (folder / "run.json").write_text(json.dumps({"command": "see3d generate", "views": names}))
+    return folder
+
+
+def test_generated_pixels_count_less_than_photographed_ones(tmp_path):
+    folder = generated_folder(tmp_path / "views")
+    magenta = []
+    for weight in (0.0, 1.0):
+        out = tmp_path / f"out_{weight}"
+        metrics = reconstruct(folder, out, steps=100, generated_weight=weight, **SMALL)
+        picture = np.asarray(render(read_ply(out / "point_cloud.ply"), cameras()[4]).rgb)[:, 30:]
+        magenta.append((np.minimum(picture[..., 0], picture[..., 2]) - picture[..., 1]).mean())
+        assert metrics["weights"]["generated"] == (None if weight == 1 else weight)
+    assert magenta[0] < 0.5 * magenta[1], magenta
+    (folder / "masks/00004.png").unlink()
+    with pytest.raises(InputError, match=r"masks/00004\.png: is missing"):
+        reconstruct(folder, tmp_path / "none", steps=3, **SMALL)
+
+
+def test_a_killed_reconstruction_goes_on_and_cleans_up(scene_folder, tmp_path, monkeypatch):
+    from see3d_jax.pipelines import reconstruct as module
+    from see3d_jax.splatting import fit as fit_module
+
+    monkeypatch.setattr(fit_module, "SAVE_EVERY", 50)
+    monkeypatch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(scene_folder, tmp_path / "out", steps=120, seed=3, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["out_partial.npz"]
+    monkeypatch.undo()
+    reconstruct(scene_folder, tmp_path / "out", steps=120, seed=3, **SMALL)
+    whole = reconstruct(scene_folder, tmp_path / "whole", steps=120, seed=3, **SMALL)
+    assert whole["psnr"] == json.loads((tmp_path / "out/metrics.json").read_text())["psnr"]
+    files = [(tmp_path / name / "point_cloud.ply").read_bytes() for name in ("out", "whole")]
+    assert files[0] == files[1] and not (tmp_path / "out_partial.npz").exists()
