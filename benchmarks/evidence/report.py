@@ -1,6 +1,9 @@
-"""Writes docs/evidence.md from the JSON files of the studies; no number in it is typed by hand.
+"""Writes docs/evidence.md from the results of studies; no number in it is typed by hand.
 
-python -m benchmarks.evidence.report --input docs/evidence --page docs/evidence.md
+    python -m benchmarks.evidence.report --input docs/evidence --page docs/evidence.md
+
+Takes STUDY.json of `python -m benchmarks.evidence`, and report.md of `see3d evaluate` under the
+name evaluate_WHAT.md; STUDY.md and evaluate_WHAT.jpg beside them are remarks and pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ _PAPER = {
     "scaling": "10 % 19.32 dB, 20 % 21.04, 40 % 22.57, 80 % 24.08, 100 % 25.01; unfiltered 19.55",
 }
 _TITLES = {
-    "embedded": "The checkpoint that ships",
     "table3": "Table 3: what the targets are conditioned on",
     "table6": "Table 6: how much posed data",
     "scaling": "How much data, and uncurated data",
@@ -41,10 +43,12 @@ _COLUMNS = (
 @click.option("--page", type=_PATH, required=True, help="Markdown file to write.")
 def app(source: Path, page: Path) -> None:
     """Makes the page."""
-    found = [source / f"{name}.json" for name in _TITLES if (source / f"{name}.json").is_file()]
-    if not found:
+    studies = [source / f"{name}.json" for name in _TITLES if (source / f"{name}.json").is_file()]
+    evaluations = sorted(source.glob("evaluate_*.md"))
+    if not studies and not evaluations:
         raise InputError(f"{source}: holds no STUDY.json of `python -m benchmarks.evidence`")
-    parts = [_section(path, page.parent) for path in found]
+    parts = [_evaluation(path, page.parent) for path in evaluations]
+    parts += [_section(path, page.parent) for path in studies]
     head = (
         "# Evidence\n\nMade by `python -m benchmarks.evidence.report`; every table names the "
         "command that reruns it.\nScores are of target views of scenes that no run has seen, shown "
@@ -54,6 +58,16 @@ def app(source: Path, page: Path) -> None:
     )
     write_text(page, "\n".join([head, *parts]))
     click.echo(f"wrote {page}")
+
+
+def _evaluation(path: Path, beside: Path) -> str:
+    """A report of `see3d evaluate`, its headings one level lower."""
+    text = path.read_text()
+    lines = [f"#{line}" if line.startswith("#") else line for line in text.splitlines()]
+    picture = path.with_suffix(".jpg")
+    if picture.is_file():
+        lines.append(f"\n![{path.stem}]({picture.relative_to(beside)})")
+    return "\n".join(lines) + "\n"
 
 
 def _section(path: Path, beside: Path) -> str:
