@@ -18,7 +18,7 @@ RUN apt-get update \
 WORKDIR /opt/see3d
 COPY . .
 
-# cpu, gpu or tpu: the extra of that name. Others may be added: DEVICE=gpu,curate,sfm,viewer,metrics
+# cpu, gpu or tpu: the extra of that name. Others may be added: DEVICE=gpu,curate,sfm,metrics
 ARG DEVICE=cpu
 ENV PIP_NO_CACHE_DIR=1
 RUN make install EXTRAS="${DEVICE}"

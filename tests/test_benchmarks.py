@@ -175,6 +175,7 @@ def test_the_warp_report_has_its_agreed_names(monkeypatch, tmp_path):
     assert numbers["ratio_vs_torch"] is not None or numbers["ratio_vs_torch_note"]
 
 
+@pytest.mark.slow
 def test_the_loop_report_says_what_each_round_lost(tmp_path):
     arguments = ["--scene", str(_small_scene(tmp_path)), "--json", str(tmp_path / "out.json"),
                  "--frames", "3", "--views-per-round", "1", "--size", "64"]  # fmt: skip
@@ -187,6 +188,7 @@ def test_the_loop_report_says_what_each_round_lost(tmp_path):
         loop.true_views(tmp_path, 4, 64)
 
 
+@pytest.mark.slow
 def test_stereo_of_real_photos_is_within_the_agreed_errors(shared):
     pair = stereo.pair_errors(shared / "data/stereo/motorcycle")
     assert pair["median_rel_error"] < 0.01 and pair["bad_share"] < 0.08
@@ -208,6 +210,7 @@ def test_stereo_of_the_room_is_within_the_agreed_error(shared):
     assert room["worst_view_rel_error"] < 0.03 and room["known_share"] > 0.6
 
 
+@pytest.mark.slow
 def test_the_splatting_report_has_its_agreed_names(monkeypatch, tmp_path):
     small = {"NUMBERS": (200,), "SIDES": (32,), "REPEATS": 1, "FIT_STEPS": 2}
     for name, value in small.items():

@@ -55,6 +55,7 @@ def test_there_are_four() -> None:
     assert [path.stem[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.slow
 def test_videos_are_curated(tmp_path, monkeypatch) -> None:
     said = execute("2_curate_videos", tmp_path, monkeypatch)
     assert "clip_00000.mp4 → keep" in said and "still.mp4 → reject" in said

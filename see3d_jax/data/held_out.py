@@ -102,6 +102,9 @@ def _sources(mixture: Mixture, skipped: SkippedClips) -> dict[str, list[tuple[Cl
             return folder.skip(index, None, error)
 
     found: dict[str, list[tuple[ClipFolder, int]]] = {}
+    # Made before the readers start: what they import lazily replaces __import__ for all threads
+    # meanwhile, and tqdm imports its lock when the first bar is drawn.
+    tqdm.get_lock()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         results = pool.map(read, places)
         for place, source in zip(

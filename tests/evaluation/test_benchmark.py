@@ -138,6 +138,7 @@ def test_a_perfect_model_wins_and_the_page_stands_alone(scenes, tmp_path, monkey
     assert "100.00 [100.00, 100.00] ★" in page and "better" in page
 
 
+@pytest.mark.slow
 def test_fits_get_the_photos_or_also_the_views_and_never_the_truth(
     scenes, tmp_path, monkeypatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_gaussians_are_fitted_with_and_without_the_model(scenes, tmp_path) -> No
     assert shape == read_image(tmp_path / "out/scenes/room/inputs_3/truth/000.png").shape
 
 
+@pytest.mark.slow
 def test_neighbours_lend_depth_but_are_never_seen_by_the_model(scenes, tmp_path) -> None:
     results = evaluate(
         settings(tmp_path, depth="neighbours"), scenes, tmp_path / "out", scenes=("room",)

@@ -20,6 +20,9 @@ from jax.sharding import PartitionSpec as P
 from see3d_jax.models.attention import attention
 from see3d_jax.models.view_attention import view_attention
 
+# Its fixtures are dear: one worker makes them once.
+pytestmark = pytest.mark.xdist_group("view attention")
+
 mesh = jax.make_mesh((4,), ("view",), axis_types=(jax.sharding.AxisType.Auto,))
 tokens = P(None, "view")
 q, k, v, d_out = (2 * jax.random.normal(key, (2, 40, 3, 16)) for key in

@@ -22,6 +22,9 @@ from see3d_jax.splatting.formats import read_ply
 from see3d_jax.splatting.gaussians import from_points
 from see3d_jax.splatting.render import render
 
+# Its fixtures are dear: one worker makes them once.
+pytestmark = pytest.mark.xdist_group("reconstruct")
+
 SIZE = (48, 40)  # width, height
 VIEWS = 10
 SMALL = {"num_gaussians": 500, "max_size": 48, "sh_degree": 1, "orbit_frames": 6, "progress": False}
@@ -215,6 +218,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(scene_folder, tmp_path, kind):
         assert "out" not in left
 
 
+@pytest.mark.slow
 def test_a_real_posed_scene_is_reconstructed(shared, tmp_path):
     """A few seconds' worth of a COLMAP model: far from good, but the facade must be there."""
     options = {**SMALL, "num_gaussians": 1500, "max_size": 96}

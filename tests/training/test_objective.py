@@ -87,6 +87,7 @@ def test_what_is_not_trained_has_no_optimizer_state():
     assert moments < 0.5 * parameter_count(start(minuscule("unused")).opt_state)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_what_is_not_trained_counts_for_nothing():
     optimizer = settings.train_spec(attention_only()[0]).optimizer
     grads = step.trained_only(jax.tree.map(jnp.ones_like, attention_only()[1].params), optimizer)

@@ -55,6 +55,7 @@ def test_every_layout_gives_the_losses_of_one_device(layouts):
         assert layouts[name]["losses"] == pytest.approx(one_device, rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_every_layout_evaluates_alike(layouts):
     first = next(iter(layouts.values()))["errors"]
     for found in layouts.values():
