@@ -12,6 +12,9 @@ import pytest
 
 from see3d_jax.models.view_attention import view_attention
 
+# Its fixtures are dear: one worker makes them once.
+pytestmark = pytest.mark.xdist_group("view attention")
+
 # Runs with 4 pretended devices, in a process of its own because their number is fixed at start.
 SCRIPT = """
 import functools, json
@@ -19,9 +22,6 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
 from see3d_jax.models.attention import attention
 from see3d_jax.models.view_attention import view_attention
-
-# Its fixtures are dear: one worker makes them once.
-pytestmark = pytest.mark.xdist_group("view attention")
 
 mesh = jax.make_mesh((4,), ("view",), axis_types=(jax.sharding.AxisType.Auto,))
 tokens = P(None, "view")
