@@ -12,6 +12,7 @@ A study that was stopped goes on where it was. OUTPUT/STUDY.json and .jpg are wh
 from __future__ import annotations
 
 import ast
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ CALLS = (1, 2, 4, 10, 20, 50)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of every config.")
 def app(study: str, test: Path, output: Path, lpips: bool, **options: Any) -> None:
     """Trains what STUDY compares, scores it on warps of unseen scenes, keeps table and picture."""
-    from benchmarks.evidence.runs import keep_scores, read_scores
     from see3d_jax.evaluation.lpips import load_lpips
+    from see3d_jax.files import write_json
 
     perceptual = load_lpips("alex") if lpips else None
     path = output / f"{study}.json"
@@ -55,19 +56,19 @@ def app(study: str, test: Path, output: Path, lpips: bool, **options: Any) -> No
     else:
         if options["train"] is None:
             raise InputError(f"{study}: give --train, a folder of data_prep.synthetic")
-        table = trained(study, test, output, options, perceptual, read_scores(path))
+        before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+        table = trained(study, test, output, options, perceptual, before)
+    places = {"train": options["train"], "checkpoint": options["checkpoint"], "test": test}
     command = f"python -m benchmarks.evidence {study} " + " ".join(
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in {"train": options["train"], "test": test, "output": output}.items()
-        if value is not None
+        f"--{name} {value}" for name, value in (places | {"output": output}).items() if value
     )
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
-    keep_scores(path, {"study": study, "command": command, "options": settings, **table})
+    write_json(path, {"study": study, "command": command, "options": settings, **table})
     click.echo(f"wrote {path}")
 
 
 def trained(
-    study: str, test: Path, output: Path, options: dict, perceptual: Any, before: dict
+    study: str, test: Path, output: Path, options: dict, perceptual: Any, before: float
 ) -> dict[str, Any]:
     """Rows of a study that trains: {"rows", "baselines", "views", "seconds"}."""
     from benchmarks.evidence import leak, runs, studies
@@ -102,18 +103,11 @@ def trained(
         for name, scores in found.items():
             rows[name] = runs.spread(scores)
             click.echo(f"  {name}: " + _line(rows[name]))
-    nothing = runs.baselines(batch)
-    free = {name: runs.score(batch, images, perceptual) for name, images in nothing.items()}
-    _picture(output / f"{study}.jpg", batch, nothing | pictures)
-    more = {}
+    table = _table(batch, rows, pictures, perceptual, output / f"{study}.jpg")
     if study == "leakage":
-        more["curves"] = leak.curves(batch, *model.codec_and_schedule())
-        leak.plot(more["curves"], str(output / "leakage_curves.png"))
-    seconds = before.get("seconds", 0.0) + time.perf_counter() - start
-    return {
-        "rows": rows, "baselines": free, "views": int((~batch["is_reference"]).sum()),
-        "scenes": len(batch["is_reference"]), "seconds": round(seconds), **more,
-    }  # fmt: skip
+        table["curves"] = leak.curves(batch, *model.codec_and_schedule())
+        leak.plot(table["curves"], str(output / "leakage_curves.png"))
+    return table | {"seconds": round(before + time.perf_counter() - start)}
 
 
 def solvers(
@@ -130,7 +124,7 @@ def solvers(
         for steps in CALLS:
             if steps == 1 and solver != "ddim":
                 continue
-            chosen = runs.sampler_settings(solver, timesteps, steps)
+            chosen = {"solver": solver, "timesteps": timesteps, "num_steps": steps}
             calls = len(sampling_steps(SamplerConfig(**chosen))[0])
             made = [model.sample(batch, seed, **chosen) for seed in range(options["seeds"])]
             label = f"{name}, {calls} calls"
@@ -139,13 +133,24 @@ def solvers(
             click.echo(f"  {label}: " + _line(rows[label]))
             if steps in (2, 50):
                 pictures[label] = made[0]
-    nothing = runs.baselines(batch)
-    free = {name: runs.score(batch, images, perceptual) for name, images in nothing.items()}
-    _picture(picture, batch, pictures)
+    return _table(batch, rows, pictures, perceptual, picture)
+
+
+def _table(
+    batch: dict[str, np.ndarray], rows: dict[str, Any], pictures: dict[str, np.ndarray],
+    perceptual: Any, picture: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """What every study ends with: its rows beside the baselines of the same views, and a sheet."""
+    from benchmarks.evidence import runs
+
+    free = runs.baselines(batch)
+    _picture(picture, batch, free | pictures)
     return {
-        "rows": rows, "baselines": free, "views": int((~batch["is_reference"]).sum()),
+        "rows": rows,
+        "baselines": {name: runs.score(batch, x, perceptual) for name, x in free.items()},
+        "views": int((~batch["is_reference"]).sum()),
         "scenes": len(batch["is_reference"]),
-    }  # fmt: skip
+    }
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -9,7 +9,6 @@ percent, as it is in use.
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,17 +19,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from see3d_jax.data.examples import ExampleSpec
 from see3d_jax.data.held_out import held_out_batch
 from see3d_jax.data.inpainting import inpaint
 from see3d_jax.data.mixture import DataSource, Mixture, SkippedClips
 from see3d_jax.data.pipeline import Batch
-from see3d_jax.diffusion.sampler import SamplerConfig
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.errors import InputError, WorkError
 from see3d_jax.evaluation.lpips import Lpips, lpips
 from see3d_jax.evaluation.metrics import psnr, ssim
-from see3d_jax.files import write_json
 from see3d_jax.models import origins
 from see3d_jax.models.codec import Codec
 from see3d_jax.training import settings
@@ -135,11 +131,6 @@ def test_batch(folder: Path, config: ml_collections.ConfigDict, depth_noise: flo
     """One example of every clip in `folder` (but one), conditioned on warps of the references."""
     spec = settings.example_spec(config)
     spec = dataclasses.replace(spec, depth_noise=depth_noise, latents=None)
-    return posed_batch(folder, spec)
-
-
-def posed_batch(folder: Path, spec: ExampleSpec) -> Batch:
-    """As `test_batch`, for examples of another kind."""
     clips = Mixture((DataSource(str(folder), kind="posed"),), seed=0)
     skipped = SkippedClips()
     batch, held_out = held_out_batch(clips, spec, _ALL_TEST_CLIPS, 0, skipped)
@@ -182,11 +173,6 @@ def score(batch: Batch, images: np.ndarray, perceptual: Lpips | None) -> dict[st
     return scores
 
 
-def composite(batch: Batch, images: np.ndarray) -> np.ndarray:
-    """The known pixels of the warp put back."""
-    return np.where(batch["mask"] > 0.5, shown_images(batch), images)
-
-
 def _unit(images: np.ndarray) -> np.ndarray:
     return (np.clip(images, -1, 1) * np.float32(0.5) + np.float32(0.5)).astype(np.float32)
 
@@ -200,20 +186,3 @@ def spread(rows: list[dict[str, float]]) -> dict[str, list[float]]:
         ]
         for name in rows[0]
     }
-
-
-def read_scores(path: Path) -> dict[str, Any]:
-    """Scores kept in a file, {} if there are none yet."""
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def keep_scores(path: Path, scores: dict[str, Any]) -> None:
-    """Writes the scores whole or not at all."""
-    write_json(path, scores)
-
-
-def sampler_settings(solver: str, timesteps: str, steps: int) -> dict[str, Any]:
-    """Settings for `Trained.sample`, checked."""
-    values = {"solver": solver, "timesteps": timesteps, "num_steps": steps}
-    SamplerConfig(**values)
-    return values

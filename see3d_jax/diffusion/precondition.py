@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from see3d_jax.diffusion.hole_fill import fill_holes
 from see3d_jax.diffusion.loss import Denoise
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.diffusion.visual_condition import condition_timestep, mixing_weight
@@ -35,6 +36,15 @@ from see3d_jax.diffusion.visual_condition import condition_timestep, mixing_weig
 PRECONDITIONINGS = ("none", "gaussian", "filled")
 _DISTRUST = 0.1  # d as a share of s, where M = 1
 _FILL_ERROR = 0.6  # h as a share of s
+
+
+def condition_images(images: jax.Array, known: jax.Array, kind: str) -> jax.Array:
+    """What a head start of this kind is shown of masked or warped images, before encoding.
+
+    Args:
+      images: [..., H, W, 3] float32 with black holes; known: [..., H, W, 1], 1 = known.
+    """
+    return fill_holes(images, known) if kind == "filled" else images
 
 
 def precondition(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from see3d_jax.diffusion.hole_fill import fill_holes
+from see3d_jax.diffusion.precondition import condition_images
 from see3d_jax.diffusion.sampler import SamplerConfig, sample, sampling_steps
 from see3d_jax.diffusion.schedule import Schedule
 from see3d_jax.diffusion.visual_condition import latent_mask
@@ -84,9 +84,7 @@ def _sample(
     The mask [B, V, H, W, 1] is 1 on what is known.
     """
     key, key_encoding = jax.random.split(key)
-    images = images.astype(jnp.float32) / 127.5 - 1
-    if preconditioning == "filled":
-        images = fill_holes(images, mask)
+    images = condition_images(images.astype(jnp.float32) / 127.5 - 1, mask, preconditioning)
     latents = codec.encode(images, key_encoding if official else None)
     mask = latent_mask(mask, codec.factor)
     denoise = denoiser(unet, params, preconditioning, schedule, codec, sampler)

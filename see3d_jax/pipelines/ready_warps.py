@@ -115,6 +115,7 @@ def fill_ready_warps(
         checkpoint, unet=unet, references=len(ready.references), sampler=sampler, prompt=prompt
     )
     guidance = model.sampling.guidance if guidance is None else guidance
+    composite = model.composite if composite is None else composite
     steps = steps or model.sampling.num_steps
     rows, columns = ready.masks[0].shape
     side = size or model.image_size
@@ -127,8 +128,6 @@ def fill_ready_warps(
     masks = np.stack(shares) > _KNOWN
     warps = np.where(masks[..., None], warps, 0)
     generated = sample_groups(model, references, warps, masks, steps, guidance, seed)
-    if composite is None:
-        composite = model.composite
     views = np.where(masks[..., None], warps, generated) if composite else generated
     run = {
         "input": str(source), "checkpoint": checkpoint and str(checkpoint), "model": model.name,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from see3d_jax.diffusion.hole_fill import fill_holes
+from see3d_jax.diffusion.precondition import condition_images
 from see3d_jax.diffusion.visual_condition import latent_mask
 from see3d_jax.errors import InputError
 from see3d_jax.models.codec import Codec
@@ -32,8 +32,7 @@ def encode_batch(
         seen = batch["warped"]
     else:
         seen = jnp.where(batch["mask"] > 0.5, batch["image"], EMPTY)
-    if preconditioning == "filled":
-        seen = fill_holes(seen, batch["mask"])
+    seen = condition_images(seen, batch["mask"], preconditioning)
     return x_0, codec.encode(seen), latent_mask(batch["mask"], codec.factor)
 
 
