@@ -124,8 +124,8 @@ def test_a_small_study_runs_stops_and_goes_on(posed, tmp_path):
              "model.model_channels=16", "model.norm_groups=8", "model.head_dim=16",
              "batch_size=2"]  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.evidence", "table3", "--train", str(posed),
-               "--test", str(posed), "--output", str(tmp_path), "--seeds", "1", "--steps", "4",
-               "--pretraining-steps", "4", "--no-lpips",
+               "--validation", str(posed), "--test", str(posed), "--output", str(tmp_path),
+               "--seeds", "1", "--steps", "4", "--pretraining-steps", "4", "--no-lpips",
                *(f"--set={x}" for x in small)]  # fmt: skip
     subprocess.run(command, check=True)
     first = json.loads((tmp_path / "table3.json").read_text())

@@ -1,11 +1,14 @@
 """The paper's ablations at a scale that a laptop can rerun, each with its spread over seeds.
 
     python -m data_prep.synthetic --output data/train --clips 80 --seed 100
-    python -m data_prep.synthetic --output data/test --clips 16 --seed 7
-    python -m benchmarks.evidence table3 --train data/train --test data/test --output evidence
+    python -m data_prep.synthetic --output data/validation --clips 24 --seed 8
+    python -m data_prep.synthetic --output data/test --clips 24 --seed 7
+    python -m benchmarks.evidence table3 --train data/train --validation data/validation \\
+        --test data/test --output evidence
 
 Studies: table3, table6, scaling, leakage (they train), solvers (--checkpoint, trains nothing).
-A study that was stopped goes on where it was. OUTPUT/STUDY.json and .jpg are what
+A study that was stopped goes on where it was. Choices between rows are to be made by the scores on
+validation scenes; those on test scenes are for reporting. OUTPUT/STUDY.json and .jpg are what
 `python -m benchmarks.evidence.report` makes docs/evidence.md of.
 """
 
@@ -33,7 +36,8 @@ CALLS = (1, 2, 4, 10, 20, 50)
 @click.command()
 @click.argument("study", type=click.Choice(["table3", "table6", "scaling", "leakage", "solvers"]))
 @click.option("--train", type=_PATH, help="Folder of data_prep.synthetic to train on.")
-@click.option("--test", type=_PATH, required=True, help="Another one, of other scenes.")
+@click.option("--validation", type=_PATH, required=True, help="Another, to choose by.")
+@click.option("--test", type=_PATH, required=True, help="Another, of other scenes, to report.")
 @click.option("--output", type=_PATH, required=True, help="Runs, scores and pictures.")
 @click.option("--steps", default=1000, show_default=True, help="Training steps of a variant.")
 @click.option("--pretraining-steps", default=1000, show_default=True, help="Of the shared start.")
@@ -42,23 +46,26 @@ CALLS = (1, 2, 4, 10, 20, 50)
 @click.option("--checkpoint", type=_PATH, help="Workdir whose solvers are compared.")
 @click.option("--lpips/--no-lpips", default=True, show_default=True, help="AlexNet.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of every config.")
-def app(study: str, test: Path, output: Path, lpips: bool, **options: Any) -> None:
+def app(
+    study: str, validation: Path, test: Path, output: Path, lpips: bool, **options: Any
+) -> None:
     """Trains what STUDY compares, scores it on warps of unseen scenes, keeps table and picture."""
     from see3d_jax.evaluation.lpips import load_lpips
     from see3d_jax.files import write_json
 
     perceptual = load_lpips("alex") if lpips else None
     path = output / f"{study}.json"
+    unseen = {"validation": validation, "test": test}
     if study == "solvers":
         if options["checkpoint"] is None:
             raise InputError("solvers: give --checkpoint, the workdir of a training run")
-        table = solvers(options["checkpoint"], test, options, perceptual, path.with_suffix(".jpg"))
+        table = solvers(unseen, output, options, perceptual)
     else:
         if options["train"] is None:
             raise InputError(f"{study}: give --train, a folder of data_prep.synthetic")
         before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
-        table = trained(study, test, output, options, perceptual, before)
-    places = {"train": options["train"], "checkpoint": options["checkpoint"], "test": test}
+        table = trained(study, unseen, output, options, perceptual, before)
+    places = {name: options[name] for name in ("train", "checkpoint")} | unseen
     command = f"python -m benchmarks.evidence {study} " + " ".join(
         f"--{name} {value}" for name, value in (places | {"output": output}).items() if value
     )
@@ -68,7 +75,7 @@ def app(study: str, test: Path, output: Path, lpips: bool, **options: Any) -> No
 
 
 def trained(
-    study: str, test: Path, output: Path, options: dict, perceptual: Any, before: float
+    study: str, unseen: dict[str, Path], output: Path, options: dict, perceptual: Any, before: float
 ) -> dict[str, Any]:
     """Rows of a study that trains: {"rows", "baselines", "views", "seconds"}."""
     from benchmarks.evidence import leak, runs, studies
@@ -84,41 +91,41 @@ def trained(
         runs.train(run, folder)
     rows: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
-    batch = None
+    scenes = None
     for variant in studies.STUDIES[study](budget, output / "data"):
         found: dict[str, list[dict[str, float]]] = {}
         for seed, run in enumerate(variant.runs):
             click.echo(f"{run.name} …")
             model = runs.Trained.load(runs.train(run, folder))
-            if batch is None:
-                batch = runs.test_batch(test / "records", model.config, budget.depth_noise)
+            if scenes is None:
+                scenes = runs.Scenes.load(unseen, model.config, budget.depth_noise)
             for form in variant.forms:
-                images = model.sample(batch, seed, form)
+                scores, images = scenes.examine(model, seed, perceptual, weight_form=form)
                 name = variant.name + {None: "", "clean": ", warp as it is"}.get(
                     form, ", warp through C_t and W_t"
                 )
-                found.setdefault(name, []).append(runs.score(batch, images, perceptual))
+                found.setdefault(name, []).append(scores)
                 if seed == 0:
                     pictures[name] = images
         for name, scores in found.items():
             rows[name] = runs.spread(scores)
             click.echo(f"  {name}: " + _line(rows[name]))
-    table = _table(batch, rows, pictures, perceptual, output / f"{study}.jpg")
+    table = _table(scenes, rows, pictures, perceptual, output / f"{study}.jpg")
     if study == "leakage":
-        table["curves"] = leak.curves(batch, *model.codec_and_schedule())
+        table["curves"] = leak.curves(scenes.test, *model.codec_and_schedule())
         leak.plot(table["curves"], str(output / "leakage_curves.png"))
     return table | {"seconds": round(before + time.perf_counter() - start)}
 
 
 def solvers(
-    checkpoint: Path, test: Path, options: dict, perceptual: Any, picture: Path
+    unseen: dict[str, Path], output: Path, options: dict, perceptual: Any
 ) -> dict[str, Any]:
     """Quality against the number of UNet calls, by solver and spacing."""
     from benchmarks.evidence import runs
     from see3d_jax.diffusion.sampler import SamplerConfig, sampling_steps
 
-    model = runs.Trained.load(checkpoint)
-    batch = runs.test_batch(test / "records", model.config, options["depth_noise"])
+    model = runs.Trained.load(options["checkpoint"])
+    scenes = runs.Scenes.load(unseen, model.config, options["depth_noise"])
     rows, pictures = {}, {}
     for solver, timesteps, name in SOLVERS:
         for steps in CALLS:
@@ -126,28 +133,34 @@ def solvers(
                 continue
             chosen = {"solver": solver, "timesteps": timesteps, "num_steps": steps}
             calls = len(sampling_steps(SamplerConfig(**chosen))[0])
-            made = [model.sample(batch, seed, **chosen) for seed in range(options["seeds"])]
+            made = [
+                scenes.examine(model, seed, perceptual, **chosen)
+                for seed in range(options["seeds"])
+            ]
             label = f"{name}, {calls} calls"
-            rows[label] = runs.spread([runs.score(batch, images, perceptual) for images in made])
+            rows[label] = runs.spread([scores for scores, _ in made])
             rows[label]["calls"] = [calls, 0.0]
             click.echo(f"  {label}: " + _line(rows[label]))
             if steps in (2, 50):
-                pictures[label] = made[0]
-    return _table(batch, rows, pictures, perceptual, picture)
+                pictures[label] = made[0][1]
+    return _table(scenes, rows, pictures, perceptual, output / "solvers.jpg")
 
 
 def _table(
-    batch: dict[str, np.ndarray], rows: dict[str, Any], pictures: dict[str, np.ndarray],
+    scenes: Any, rows: dict[str, Any], pictures: dict[str, np.ndarray],
     perceptual: Any, picture: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """What every study ends with: its rows beside the baselines of the same views, and a sheet."""
     from benchmarks.evidence import runs
 
-    free = runs.baselines(batch)
+    batch = scenes.test
+    free, free_validation = runs.baselines(batch), runs.baselines(scenes.validation)
     _picture(picture, batch, free | pictures)
     return {
         "rows": rows,
-        "baselines": {name: runs.score(batch, x, perceptual) for name, x in free.items()},
+        "baselines": {
+            name: scenes.score(x, free_validation[name], perceptual) for name, x in free.items()
+        },
         "views": int((~batch["is_reference"]).sum()),
         "scenes": len(batch["is_reference"]),
     }

@@ -35,6 +35,7 @@ _TITLES = {
 _COLUMNS = (
     ("psnr_all", "PSNR, all", 2), ("psnr_known", "known", 2), ("psnr_hole", "holes", 2),
     ("ssim", "SSIM", 3), ("lpips_all", "LPIPS, all", 3), ("lpips_hole", "holes", 3),
+    ("validation_psnr_all", "validation: PSNR, all", 2), ("validation_psnr_hole", "holes", 2),
 )  # fmt: skip
 
 

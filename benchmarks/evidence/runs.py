@@ -139,6 +139,45 @@ def test_batch(folder: Path, config: ml_collections.ConfigDict, depth_noise: flo
     return batch
 
 
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """Views of scenes that no run has seen: `test` to report, `validation` to choose by."""
+
+    test: Batch
+    validation: Batch
+
+    @classmethod
+    def load(
+        cls, folders: dict[str, Path], config: ml_collections.ConfigDict, depth_noise: float
+    ) -> Scenes:
+        """From folders of data_prep.synthetic by name of the split."""
+        return cls(
+            **{
+                split: test_batch(folder / "records", config, depth_noise)
+                for split, folder in folders.items()
+            }
+        )
+
+    def examine(
+        self, model: Trained, seed: int, perceptual: Lpips | None, **sampler: Any
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """Scores of a model on both splits, and its images of the test views."""
+        images = model.sample(self.test, seed, **sampler)
+        return self.score(
+            images, model.sample(self.validation, seed, **sampler), perceptual
+        ), images
+
+    def score(
+        self, test: np.ndarray, validation: np.ndarray, perceptual: Lpips | None
+    ) -> dict[str, float]:
+        """Scores of the test images, and as validation_NAME what choices are made by."""
+        scores = score(self.test, test, perceptual)
+        chosen_by = score(self.validation, validation, None)
+        return scores | {
+            f"validation_{name}": chosen_by[name] for name in ("psnr_all", "psnr_hole")
+        }
+
+
 def baselines(batch: Batch) -> dict[str, np.ndarray]:
     """What costs nothing, by name: images [B, V, h, w, 3] in [−1, 1]."""
     shown = shown_images(batch)

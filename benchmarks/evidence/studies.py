@@ -18,6 +18,7 @@ from see3d_jax.diffusion.visual_condition import WEIGHT_FORMS
 
 TINY = "configs/tiny.py"
 PRETRAINED = "pretrained"
+BASE = "unposed_t"  # the run that all four studies compare with; trained once
 # Table 3 names its rows so; the config says which condition, see configs/ablations.
 TABLE3 = {"MV-Posed": "posed", "MV-UnposeM": "unposed_m", "MV-UnposeT": "unposed_t"}
 POSED_SHARES = (0.0, 0.1, 0.2, 0.6, 1.0)
@@ -74,8 +75,8 @@ def table3(budget: Budget, folder: Path) -> list[Variant]:
     return [
         Variant(
             name,
-            _runs(budget, f"table3_{condition}", f"configs/ablations/table3_{condition}.py",
-                  {"data.path": budget.train / "records", "data.depth_noise": budget.depth_noise}),
+            _runs(budget, BASE if condition == BASE else f"table3_{condition}",
+                  f"configs/ablations/table3_{condition}.py", _clips(budget)),
             forms,
         )
         for name, condition in TABLE3.items()
@@ -91,8 +92,8 @@ def table6(budget: Budget, folder: Path) -> list[Variant]:
         kinds = (("unposed", 1 - share), ("posed", share))
         mixture = tuple((records, weight, kind) for kind, weight in kinds if weight)
         values = {"data.mixture": mixture, "data.depth_noise": budget.depth_noise}
-        name = f"{share:.0%} posed"
-        variants.append(Variant(name, _runs(budget, f"table6_{share:.1f}", TINY, values)))
+        runs = _runs(budget, f"table6_{share:.1f}", TINY, values) if share else _base_runs(budget)
+        variants.append(Variant(f"{share:.0%} posed", runs))
     return variants
 
 
@@ -100,8 +101,11 @@ def scaling(budget: Budget, folder: Path) -> list[Variant]:
     """Growing shares of the clips, and all of them with as many uncurated ones mixed in."""
     variants = []
     for share in DATA_SHARES:
-        clips = subset(budget.train / "records", share, folder / f"clips_{share:.1f}")
-        runs = _runs(budget, f"scaling_{share:.1f}", TINY, {"data.path": clips})
+        if share < 1:
+            clips = subset(budget.train / "records", share, folder / f"clips_{share:.1f}")
+            runs = _runs(budget, f"scaling_{share:.1f}", TINY, {"data.path": clips})
+        else:
+            runs = _base_runs(budget)
         variants.append(Variant(f"{share:.0%} of the clips", runs))
     mixed = with_uncurated(budget.train / "records", folder / "clips_uncurated")
     runs = _runs(budget, "scaling_uncurated", TINY, {"data.path": mixed})
@@ -111,21 +115,30 @@ def scaling(budget: Budget, folder: Path) -> list[Variant]:
 def leakage(budget: Budget, folder: Path) -> list[Variant]:
     """W_t of the code and of the paper, and β: what the leak of V_t does to the result."""
     del folder
-    choices = [("code", beta) for beta in BETAS] + [("paper", 0.2)]
-    return [
-        Variant(
-            f"W_t of the {form}, β = {beta}",
-            _runs(budget, f"leakage_{form}_{beta}", TINY,
-                  {"data.path": budget.train / "records", "objective.weight_form": form,
-                   "objective.beta": beta}),
+    variants = []
+    for form, beta in [("code", beta) for beta in BETAS] + [("paper", 0.2)]:
+        values = _clips(budget) | {"objective.weight_form": form, "objective.beta": beta}
+        runs = (
+            _base_runs(budget)
+            if (form, beta) == ("code", 0.2)  # what configs/tiny.py has
+            else _runs(budget, f"leakage_{form}_{beta}", TINY, values)
         )
-        for form, beta in choices
-    ]  # fmt: skip
+        variants.append(Variant(f"W_t of the {form}, β = {beta}", runs))
+    return variants
 
 
 STUDIES: dict[str, Callable[[Budget, Path], list[Variant]]] = {
     "table3": table3, "table6": table6, "scaling": scaling, "leakage": leakage,
 }  # fmt: skip
+
+
+def _base_runs(budget: Budget) -> tuple[Run, ...]:
+    """MV-UnposeT on all clips, as in Table 3."""
+    return _runs(budget, BASE, f"configs/ablations/table3_{BASE}.py", _clips(budget))
+
+
+def _clips(budget: Budget) -> dict[str, Any]:
+    return {"data.path": budget.train / "records", "data.depth_noise": budget.depth_noise}
 
 
 def _runs(budget: Budget, name: str, config: str, values: dict[str, Any]) -> tuple[Run, ...]:
