@@ -47,14 +47,11 @@ def test_one_process_agrees_with_itself():
     assert not distributed.everywhere(False)
 
 
-def environment(devices, compiled):
+def environment(devices):
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {os.environ['XLA_FLAGS']}",
         "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE.parents[1]}",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
 
 
@@ -99,26 +96,21 @@ def launch_two(workdir, data, environment, **overrides):
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def one_process(clip_folder, tmp_path_factory, compiled):
+def one_process(clip_folder, tmp_path_factory):
     """The run of one process with 8 devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    finish(launch(workdir, clip_folder, environment(8, compiled)))
+    finish(launch(workdir, clip_folder, environment(8)))
     return workdir
 
 
-def test_a_process_that_waits_in_vain_says_so_in_one_line(tmp_path, compiled):
+def test_a_process_that_waits_in_vain_says_so_in_one_line(tmp_path):
     options = json.dumps({
         "workdir": str(tmp_path / "run"), "data": "unused", "overrides": {},
         "join": [f"localhost:{free_port()}", 2, 1, 1],
     })  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(HERE / "run_process.py"), options],
-        env=environment(1, compiled), capture_output=True, text=True, timeout=120, check=False,
+        env=environment(1), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("error: process 1 of 2 waited 1 s in vain"), done.stderr
@@ -126,8 +118,8 @@ def test_a_process_that_waits_in_vain_says_so_in_one_line(tmp_path, compiled):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(one_process, clip_folder, tmp_path, compiled):
-    outputs = finish(*launch_two(tmp_path / "run", clip_folder, environment(4, compiled)))
+def test_two_processes_train_as_one_does(one_process, clip_folder, tmp_path):
+    outputs = finish(*launch_two(tmp_path / "run", clip_folder, environment(4)))
     expected, losses = losses_of(one_process), losses_of(tmp_path / "run")
     assert list(losses) == list(expected)
     assert list(losses.values()) == pytest.approx(list(expected.values()), rel=1e-5)
@@ -136,24 +128,24 @@ def test_two_processes_train_as_one_does(one_process, clip_folder, tmp_path, com
 
 @pytest.mark.slow
 def test_checkpoints_move_between_numbers_of_processes_and_meshes(
-    one_process, clip_folder, tmp_path, compiled
+    one_process, clip_folder, tmp_path
 ):
     """Two steps by two processes, one by one process on another mesh, one by two on a third."""
     workdir = tmp_path / "run"
-    finish(*launch_two(workdir, clip_folder, environment(4, compiled), num_steps=2))
+    finish(*launch_two(workdir, clip_folder, environment(4), num_steps=2))
     other = {"mesh.data": 8, "mesh.fsdp": 1, "mesh.view": 1}
-    finish(launch(workdir, clip_folder, environment(8, compiled), num_steps=3, **other))
+    finish(launch(workdir, clip_folder, environment(8), num_steps=3, **other))
     third = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.view": 4}
-    finish(*launch_two(workdir, clip_folder, environment(4, compiled), **third))
+    finish(*launch_two(workdir, clip_folder, environment(4), **third))
     expected, losses = losses_of(one_process), losses_of(workdir)
     assert list(losses.values()) == pytest.approx(list(expected.values()), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both_at_one_step(clip_folder, tmp_path, compiled):
+def test_a_signal_to_one_process_stops_both_at_one_step(clip_folder, tmp_path):
     workdir = tmp_path / "run"
     long = {"num_steps": 100_000, "checkpoint_every": 100_000}
-    processes = launch_two(workdir, clip_folder, environment(4, compiled), **long)
+    processes = launch_two(workdir, clip_folder, environment(4), **long)
     deadline = time.monotonic() + 300
     while not (workdir / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -163,6 +155,6 @@ def test_a_signal_to_one_process_stops_both_at_one_step(clip_folder, tmp_path, c
     (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     assert max(losses_of(workdir)) == saved
     # The same number of steps without a signal ends in the same state.
-    finish(*launch_two(tmp_path / "straight", clip_folder, environment(4, compiled),
+    finish(*launch_two(tmp_path / "straight", clip_folder, environment(4),
                        num_steps=saved, checkpoint_every=saved))  # fmt: skip
     assert differences(workdir, tmp_path / "straight") == []

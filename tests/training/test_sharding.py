@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 
 def run_on_devices(script, *arguments):
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE.parent))),
     }
@@ -167,7 +167,8 @@ def test_each_process_needs_only_the_rows_of_its_devices():
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {os.environ['XLA_FLAGS']}",
+        "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
     }  # fmt: skip
     processes = [

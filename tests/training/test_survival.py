@@ -21,15 +21,11 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def start(clip_folder, tmp_path_factory):
+def start(clip_folder):
     """start(workdir, fault=…, overrides=…) runs one training process to its end."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE.parents[1]}",
-        # All runs are of one program: it is compiled once.
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
 
     def start(workdir, overrides=(), file_limit=None, **options):
