@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.num_steps = 1500
     config.batch_size = 4  # small for the sake of more steps; not compared with others
-    config.init_from = ""  # converted weights or an earlier workdir; "" trains from scratch
+    config.init_from = ""  # converted weights, earlier workdir, packed model; "": scratch
     config.init_unet = ""  # which UNet of converted weights, if they hold several
     config.trainable = "all"  # or a regex over parameter paths: only what it matches is trained
     config.condition = "unposed_t"  # or "unposed_m", "posed", "superres"; see docs/training.md

@@ -1,8 +1,9 @@
 """Where the weights of a training run come from: `config.init_from`.
 
-Either a folder of converted weights (see `release`), or the workdir of an earlier run, whose moving
-average it continues: stages of training are such a chain. Autoencoder and CLIP, which no run
-changes and no checkpoint repeats, are those of the folder of converted weights at its end.
+A folder of converted weights (see `release`), a packed model (see `packed`), or the workdir of an
+earlier run, whose moving average it continues: stages of training are such a chain. Autoencoder and
+CLIP, which no run changes and no checkpoint repeats, are those of the folder of converted weights
+at its end.
 `training` starts from here, `pipelines` sample what was trained.
 
     workdir/config.json                  the full config of the run
@@ -25,6 +26,7 @@ from etils import epath
 from see3d_jax.errors import InputError
 from see3d_jax.models.codec import Codec, VaeCodec, build_codec
 from see3d_jax.models.context import ImageContext, fix_prompt
+from see3d_jax.models.packed import is_packed, read_packed_config, read_packed_params
 from see3d_jax.models.release import Release, load_release, read_spec
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import Params, abstract_unet
@@ -104,7 +106,8 @@ def check_origin(init_from: str, name: str, wanted: UNetConfig) -> None:
             f"config.init_unet is {name!r}, but {init_from} is a training run and has one UNet"
         )
     check_architecture(_run_unet(init_from), wanted, f"{init_from}: its UNet")
-    complete_steps(init_from)
+    if not is_packed(epath.Path(init_from)):
+        complete_steps(init_from)
 
 
 def check_preconditioning(init_from: str, wanted: str) -> None:
@@ -112,7 +115,7 @@ def check_preconditioning(init_from: str, wanted: str) -> None:
     if _is_release(init_from):
         found = "none"
     else:
-        objective = read_run_config(init_from).get("objective", {})
+        objective = read_config(init_from).get("objective", {})
         found = objective.get("preconditioning", "none")
     if found != wanted:
         raise InputError(
@@ -125,7 +128,7 @@ def initial_unet(init_from: str, name: str, wanted: UNetConfig) -> Params:
     """The parameters that a run starts from.
 
     Args:
-      init_from: folder of converted weights, or workdir of an earlier run.
+      init_from: folder of converted weights, packed model, or workdir of an earlier run.
       name: which UNet of a folder of converted weights; "" if it holds only one.
       wanted: architecture of the run.
 
@@ -136,6 +139,8 @@ def initial_unet(init_from: str, name: str, wanted: UNetConfig) -> Params:
     if _is_release(init_from):
         release = load_release(init_from)
         return release.unet(_unet_name(release, name))[1]
+    if is_packed(epath.Path(init_from)):
+        return read_packed_params(epath.Path(init_from), wanted)
     return read_average(init_from, complete_steps(init_from)[-1], wanted)
 
 
@@ -178,7 +183,7 @@ def find_release(init_from: str) -> Release:
         if place in seen:
             raise InputError(f"config.init_from: the runs {seen} start from each other")
         seen.append(place)
-        place = read_run_config(place).get("init_from")
+        place = read_config(place).get("init_from")
         if not place:
             raise InputError(
                 f"{seen[-1]}: started from no converted weights, so there is no autoencoder and no "
@@ -238,6 +243,13 @@ def load_context(init_from: str, dtype: str = "float32") -> ImageContext:
     )
 
 
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a run or a packed model was trained with, as far as the folder says."""
+    if is_packed(epath.Path(folder)):
+        return read_packed_config(epath.Path(folder))
+    return read_run_config(folder)
+
+
 def _is_release(folder: str) -> bool:
     return (epath.Path(folder) / "release.json").is_file()
 
@@ -245,7 +257,7 @@ def _is_release(folder: str) -> bool:
 def _check_same_latents(spec: Mapping[str, Any], workdir: str) -> None:
     """Weights that were trained on one codec's latents are worth nothing on another's."""
     keys = ("kind", "factor", "channels")
-    before = read_run_config(workdir).get("codec", {})
+    before = read_config(workdir).get("codec", {})
     there, here = ({key: values.get(key) for key in keys} for values in (before, spec))
     if there != here:
         raise InputError(
@@ -256,7 +268,7 @@ def _check_same_latents(spec: Mapping[str, Any], workdir: str) -> None:
 
 def _run_unet(workdir: str) -> UNetConfig:
     try:
-        return UNetConfig(**read_run_config(workdir)["model"])
+        return UNetConfig(**read_config(workdir)["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{workdir}/config.json: does not describe a model of this release ({error})"

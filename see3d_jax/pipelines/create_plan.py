@@ -20,7 +20,6 @@ import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.models import origins
-from see3d_jax.models.packed import is_packed, read_packed_config
 from see3d_jax.models.release import load_release, read_spec
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import abstract_unet, apply_unet, parameter_count
@@ -96,7 +95,7 @@ def read_network(checkpoint: Path | None, references: int, steps: int | None) ->
         unet = read_spec("unet", folder / "unet" / name / "config.json")
         calls = (steps or RELEASE_STEPS) * (1 + bool(RELEASE_GUIDANCE))
         return Network(unet, 8, RELEASE_SIZE, RELEASE_VIEWS, calls)
-    config = read_packed_config(folder) if is_packed(folder) else origins.read_run_config(folder)
+    config = origins.read_config(folder)
     try:
         evaluation = config["evaluation"]
         return Network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from weight_fixtures import random_run
 
 from see3d_jax.errors import InputError
-from see3d_jax.models import packed
+from see3d_jax.models import origins, packed
 from see3d_jax.pipelines import pretrained
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.pretrained import load_model
@@ -56,6 +57,23 @@ def test_a_packed_model_is_the_run_in_half_precision(run, folder) -> None:
     ]
     np.testing.assert_array_equal(views[1], views[2])
     assert np.abs(views[0].astype(int) - views[1]).max() <= 4  # half precision, no other model
+
+
+def test_training_can_go_on_from_a_packed_model(folder) -> None:
+    model = load_model(folder)
+    wanted = dataclasses.replace(model.unet, remat=True)
+    origins.check_preconditioning(str(folder), model.preconditioning)
+    jax.tree.map(
+        np.testing.assert_array_equal, origins.initial_unet(str(folder), "", wanted), model.params
+    )
+    with pytest.raises(InputError, match=r"its UNet has num_res_blocks 1, .* is 2: they must"):
+        origins.check_origin(str(folder), "", dataclasses.replace(wanted, num_res_blocks=2))
+    with pytest.raises(InputError, match=r"trained with 'gaussian'; they must"):
+        origins.check_preconditioning(str(folder), "filled")
+    with pytest.raises(InputError, match=r"trained with \{'kind': 'dct', .* they must agree"):
+        origins.load_codec({"kind": "dct", "factor": 2, "channels": 3}, str(folder))
+    with pytest.raises(InputError, match=r"started from no converted weights"):
+        origins.find_release(str(folder))
 
 
 def test_the_same_run_gives_the_same_bytes_and_no_name_of_a_folder(run, folder, tmp_path) -> None:
