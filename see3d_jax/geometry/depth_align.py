@@ -28,7 +28,7 @@ _ROUNDS = 4  # of reweighting in the regression
 _TRIALS = 256  # two-point trials of the global fit: fails once in 1e60 at half outliers
 _LEVELS = 10  # of the grid along log depth
 _RIDGE, _RIDGE_SLOPE = 0.02, 0.005  # typical keypoints; the same × their variance of log depth
-_REACH = 1.3  # of a keypoint: noise averages over a few, and little detail is smoothed away
+REACH = 1.3  # of a keypoint: noise averages over a few, and little detail is smoothed away
 _REJECT = 3.0  # standard deviations
 _KNOTS = 20  # of the curve along log depth: all keypoints tell of it, so it may bend more
 _CURVE_LIMITS = 0.3, 0.1, 0.05  # relative errors that count a quarter, in turn
@@ -137,13 +137,13 @@ class AlignedDepth:
     Attributes:
       depth: [H, W] float32, 0 where the estimate is unknown.
       scale, shift: the robust global fit that the local one leans on, scalars.
-      inlier: [K] float32, 1 = the keypoint agrees with the result.
+      error: [K] float32, relative error at each keypoint of a fit in which it had no say.
     """
 
     depth: Array
     scale: Array
     shift: Array
-    inlier: Array
+    error: Array
 
 
 def align_depth(
@@ -167,7 +167,7 @@ def align_depth(
             f"align_depth: expected depth [H, W] and pixels {(*guided.depth.shape, 2)}, got "
             f"{depth.shape} and {pixels.shape}"
         )
-    bandwidth = float(bandwidth or _REACH * math.sqrt(depth.size / max(1, len(pixels))))
+    bandwidth = float(bandwidth or REACH * math.sqrt(depth.size / max(1, len(pixels))))
     if not bandwidth > 0:
         raise ValueError(f"align_depth: bandwidth must be > 0 pixels, got {bandwidth}")
     return _align(jnp.asarray(depth, jnp.float32), pixels, guided, bandwidth, edge_aware)
@@ -276,7 +276,7 @@ def _align(
     correction = (1 + _between(curve, log, low, high)) * (1 + _between(field, log, low, high))
     base = jnp.maximum(scale * depth + shift, 1e-3 * (scale * jnp.exp(low) + jnp.abs(shift)))
     aligned = jnp.where(known, base * jnp.maximum(correction, 0.05), 0.0)
-    return AlignedDepth(aligned, scale, shift, inlier)
+    return AlignedDepth(aligned, scale, shift, error)
 
 
 def _between(values: Array, at: Array, low: Array, high: Array) -> Array:

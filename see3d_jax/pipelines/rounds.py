@@ -6,8 +6,9 @@ For the next m targets of the path, in turn:
     Î, M      warp of the references, and of what anchors generated themselves where no reference
               reaches; holes where something that nobody has seen yet may stand in front
     I         fill(Î, M, anchors): the model, or anything else that fills holes
-    depth     of the warp where I agrees with it; elsewhere an estimate, aligned to it (Eq. 5-6);
-              none where neither can be trusted, so that errors do not travel on
+    depth     of the warp where I agrees with it; elsewhere an estimate, aligned to it, and in the
+              holes to what other views show of the same points (Eq. 4-6); none where neither can
+              be trusted, so that errors do not travel on
 
 References are never replaced, and at most 48 generated views are kept at work, so memory grows
 with the result only. Each round is one file, whole or absent: a run that was killed goes on.
@@ -33,6 +34,7 @@ from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.depth_align import GuidedDepths, align_depth
 from see3d_jax.geometry.visibility import way_is_free
 from see3d_jax.pipelines.coverage import choose_anchors
+from see3d_jax.pipelines.matched_depth import Keypoints, keypoint_depths, tie_holes
 from see3d_jax.pipelines.warps import View, resize_depth, warp_references
 
 MAX_ANCHORS = 8  # warped into a round
@@ -40,6 +42,7 @@ _CANDIDATES = 48  # the newest generated views, from which anchors are chosen
 _HIDES = 0.05  # relative: an anchor's surface this much nearer hides that of a reference
 _KEYPOINTS = 1024  # at which estimated depth is aligned
 _FEWEST = 32  # keypoints that an alignment needs
+_MATCHED_WITH = 4  # anchors, besides the new views themselves
 _SAME_DEPTH = 0.05  # relative difference of depths that agree
 _SAME_COLOUR = 40.0  # of 255, mean difference of a neighbourhood that shows the same
 _TOO_WRONG = 0.5  # share of the known pixels: a view that disagrees in more is no anchor
@@ -148,10 +151,20 @@ def _one_round(
             )
         ]
         estimates = estimator.estimate(new, [*references, *anchors])
+        # Depth with a scale is found from several views and needs no tie between them.
+        matched: list[Keypoints] | list[None] = [None] * len(new)
+        if not estimator.has_scale:
+            matched = keypoint_depths(new, [*references, *anchors][:_MATCHED_WITH])
         details = []
-        for i, estimate in enumerate(estimates):
+        for i, (estimate, keypoints) in enumerate(zip(estimates, matched, strict=True)):
             trusted[i], detail = trusted_depth(
-                generated[i], warps[i], masks[i], depths[i], estimate, estimator.has_scale
+                generated[i],
+                warps[i],
+                masks[i],
+                depths[i],
+                estimate,
+                estimator.has_scale,
+                keypoints,
             )
             details.append(detail)
         report["depth"] = details
@@ -193,17 +206,21 @@ def warp_round(
 
 def trusted_depth(
     image: np.ndarray, warp: np.ndarray, mask: np.ndarray, warp_depth: np.ndarray,
-    estimate: np.ndarray, has_scale: bool,
+    estimate: np.ndarray, has_scale: bool, matched: Keypoints | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
     """Depth by which a new view may be warped on: [h, w] float32, and a report.
 
     Known pixels keep the depth of the warp, if the new picture and the estimated depth agree with
-    it there. In the holes the estimate counts, after alignment. A view that disagrees in more than
-    half of what it should have kept is not trusted at all.
+    it there. In the holes the estimate counts, after alignment to the warp and to the `matched`
+    points of the holes. A view that disagrees in more than half of what it should have kept is not
+    trusted at all.
     """
     estimate = np.where(np.isfinite(estimate) & (estimate > 0), estimate, 0).astype(np.float32)
     aligned, keypoints = _aligned(estimate, mask, warp_depth)
-    if keypoints < _FEWEST and not has_scale:
+    matches = 0
+    if matched is not None:
+        aligned, matches = tie_holes(estimate, aligned, mask, matched)
+    if keypoints < _FEWEST and not matches and not has_scale:
         aligned = np.zeros_like(aligned)
     difference = np.abs(aligned - warp_depth) / np.maximum(warp_depth, 1e-9)
     agrees = (aligned <= 0) | (difference < _SAME_DEPTH)
@@ -215,6 +232,7 @@ def trusted_depth(
     holes = ~mask
     return depth, {
         "keypoints": keypoints,
+        "matches": matches,
         "rejected_share": round(rejected, 4),
         "holes_with_depth": round(float((depth[holes] > 0).mean()), 4) if holes.any() else None,
     }

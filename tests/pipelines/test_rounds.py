@@ -5,6 +5,7 @@ What is left to go wrong is the pipeline's own part: anchors, depth, alignment, 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -16,6 +17,7 @@ from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
 from see3d_jax.pipelines import rounds as rounds_module
 from see3d_jax.pipelines.coverage import choose_anchors
 from see3d_jax.pipelines.inputs import load_depth, load_images, load_scene
+from see3d_jax.pipelines.matched_depth import keypoint_depths
 from see3d_jax.pipelines.rounds import Round, trusted_depth, warp_round
 from see3d_jax.pipelines.warps import View, resize_depth, warp_references
 
@@ -177,6 +179,40 @@ def test_pixels_that_disagree_are_not_warped_on(views) -> None:
     placed, report = trusted_depth(image, *empty, nan, has_scale=True)
     np.testing.assert_array_equal(placed, np.where(np.arange(96) < 48, depth, 0))
     assert report["keypoints"] == 0
+
+
+def test_matches_tie_depth_where_the_warp_says_nothing(tmp_path) -> None:
+    """Eq. 4: depth that is bent differently in every view comes back in the holes, too."""
+    scene = load_scene(synthetic_scene(tmp_path, 4, 240, 160, supersample=1))
+    images, cameras = load_images(scene)
+    depths = [load_depth(scene, i) for i in range(4)]
+    views = [View(*parts) for parts in zip(images, depths, cameras, strict=True)]
+    noise = np.random.default_rng(0).integers(0, 256, images[0].shape, np.uint8)
+    strange = dataclasses.replace(views[0], image=noise)
+    keypoints = keypoint_depths(views[1:3], [views[0], views[3], strange])
+    view, points = views[1], keypoints[0]
+    valid = np.asarray(points.depths.valid) > 0
+    column, row = np.asarray(points.pixels)[valid].astype(int).T
+    true = view.depth[row, column]
+    error = np.abs(np.asarray(points.depths.depth)[valid] / true - 1)
+    claimed = np.asarray(points.depths.deviation)[valid]
+    assert (claimed < 0.02).sum() > 60 and np.median(error[claimed < 0.02]) < 0.01
+    assert 0.3 < np.median(error / claimed) < 1.5  # a Gaussian has 0.67
+    support = np.asarray(points.depths.support)
+    assert support[:3, valid].sum() > 1.5 * valid.sum() and support[3].sum() < 3
+
+    mask = np.zeros(view.depth.shape, bool)
+    mask[:, :80] = True
+    warp_depth = np.where(mask, view.depth, 0)
+    estimate = distorted(view.depth, bent=True)
+    errors = []
+    for matched in (None, points):
+        trusted, report = trusted_depth(
+            view.image, view.image, mask, warp_depth, estimate, False, matched
+        )
+        errors.append(np.median(np.abs(trusted / view.depth - 1)[~mask]))
+        assert report["keypoints"] >= 1024
+    assert errors[1] < 0.01 < 2 * errors[1] < errors[0], errors
 
 
 def test_depth_keeps_planes_and_edges_when_resized() -> None:
