@@ -25,7 +25,7 @@ from see3d_jax.geometry.scene_files import read_transforms
 from see3d_jax.media import image_bytes
 from see3d_jax.pipelines.inputs import has_cameras
 from see3d_jax.pipelines.scene_page import splat_bytes, viewer_data, viewer_section
-from see3d_jax.splatting.formats import FORMATS, read_gaussians, write_ply
+from see3d_jax.splatting.formats import FORMATS, read_gaussians
 
 _MAX_BODY = 1 << 20  # bytes of a path; a keyframe takes some hundred
 
@@ -99,17 +99,11 @@ def _make_handler(found: Found) -> type[BaseHTTPRequestHandler]:
         contents[address] = ("image/jpeg", image_bytes(picture))
         return address
 
-    more = {"save": "/path"}
+    more, gaussians = {"save": "/path"}, None
     if found.gaussians is not None:
-        more["splats"] = "/scene.splat"
-    with tempfile.TemporaryDirectory() as folder:
-        ply = found.gaussians
-        if ply is not None and ply.suffix.lower() != ".ply":
-            ply = Path(folder) / "scene.ply"
-            write_ply(ply, read_gaussians(found.gaussians))
-        data = viewer_data(found.cameras, ply, link, **more)
-        if ply is not None:
-            contents["/scene.splat"] = ("application/octet-stream", splat_bytes(ply))
+        more["splats"], gaussians = "/splats", read_gaussians(found.gaussians)
+        contents["/splats"] = ("application/octet-stream", splat_bytes(gaussians))
+    data = viewer_data(found.cameras, gaussians, link, **more)
     page = html.page(found.folder.resolve().name, viewer_section(data))
     contents["/"] = ("text/html; charset=utf-8", page.encode())
 

@@ -141,9 +141,8 @@ def test_the_page_shows_the_scene_and_saves_a_path(folder, server, cameras, gaus
 def test_a_page_opens_from_disk_and_is_readable_in_any_width(
     folder, cameras, gaussians, tmp_path
 ) -> None:
-    ply = folder / "gaussians/point_cloud.ply"
-    data = viewer_data(folder / "views", ply, data_uri)
-    html.write_page(tmp_path / "p.html", "A scene", viewer_section(data, splat_bytes(ply)))
+    data = viewer_data(folder / "views", gaussians, data_uri)
+    html.write_page(tmp_path / "p.html", "A scene", viewer_section(data, splat_bytes(gaussians)))
     for width, scheme in ((400, "dark"), (1600, "light")):
         with chromium_page(width=width, height=900, scheme=scheme) as page:
             page.goto((tmp_path / "p.html").as_uri())
@@ -159,6 +158,31 @@ def test_a_page_opens_from_disk_and_is_readable_in_any_width(
                     page.locator("[data-action=save]").click()
                 content = json.loads(Path(download.value.path()).read_text())
                 assert len(content["frames"]) == 1 and content["w"] == WIDTH
+
+
+def test_colours_change_with_the_direction_as_in_our_renderer(cameras, gaussians, tmp_path) -> None:
+    """Strong harmonics, seen from two sides; without them the pictures differ clearly."""
+    cameras = cameras[:2]
+    sh = np.random.default_rng(3).normal(0, 0.6, (gaussians.count, 16, 3)).astype(np.float32)
+    sh[:, 0] = gaussians.sh[:, 0]
+    scene, plain = (dataclasses.replace(gaussians, sh=part) for part in (sh, sh[:, :1]))
+    entries = tmp_path / "cameras"
+    files = tuple(f"{i}.png" for i in range(len(cameras)))
+    for name in files:
+        write_image(entries / name, np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    write_transforms(entries / "transforms.json", PosedImages(files, tuple(cameras)))
+    data = viewer_data(entries, scene, data_uri)
+    html.write_page(tmp_path / "p.html", "A scene", viewer_section(data, splat_bytes(scene)))
+    with chromium_page(width=500, height=450) as page:
+        page.goto((tmp_path / "p.html").as_uri())
+        page.wait_for_selector("[data-ready=yes]")
+        for i, camera in enumerate(cameras):
+            page.get_by_role("button", name=str(i), exact=True).click()
+            seen, ours = drawn(page, camera, scene)
+            lens = camera.resized(*ours.shape[1::-1])
+            flat = np.asarray(render(plain, lens).rgb).clip(0, 1)
+            psnr, without = (10 * np.log10(1 / np.mean((a - ours) ** 2)) for a in (seen, flat))
+            assert psnr > max(27, without + 5), (i, psnr, without)
 
 
 def answer(url: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:

@@ -20,7 +20,8 @@ from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.media import data_uri, read_image
 from see3d_jax.pipelines.inputs import load_depth_file, load_scene
-from see3d_jax.splatting.formats import read_ply, write_splat
+from see3d_jax.splatting.formats import most_visible_first, read_ply, write_splat
+from see3d_jax.splatting.gaussians import Gaussians
 
 _ASSETS = Path(__file__).parents[1] / "assets" / "viewer"
 _STAGES = {  # folder of a generated view → what the page calls it
@@ -32,20 +33,20 @@ Link = Callable[[np.ndarray], str]  # uint8 picture → address of it
 
 
 def viewer_data(
-    cameras: Path | None, gaussians: Path | None, link: Link, **more: Any
+    cameras: Path | None, gaussians: Gaussians | None, link: Link, **more: Any
 ) -> dict[str, Any]:
     """What the script needs to know of a scene, as JSON values.
 
     Args:
       cameras: folder of `see3d generate`, or any posed scene; None: no cameras are known.
-      gaussians: 3DGS .ply, only to find the middle of a scene without cameras.
+      gaussians: the scene, for its size and the kind of its colours; None: there is none.
       link: gives the pictures an address: data, or a place on the server.
       **more: further fields: `splats` and `save`, addresses on the server.
     """
     entries = [] if cameras is None else _cameras(cameras, link)
-    radius, focus = 1.0, 3.0
+    radius, focus, harmonics = 1.0, 3.0, 1
     if gaussians is not None:
-        means = np.asarray(read_ply(gaussians).means)
+        means, harmonics = np.asarray(gaussians.means), int(gaussians.sh.shape[1])
         middle = np.median(means, 0)
         radius = float(np.quantile(np.linalg.norm(means - middle, axis=1), 0.8))
         focus = 2.5 * radius
@@ -58,7 +59,9 @@ def viewer_data(
         centres = [-np.array(e["world_to_camera"])[:3, :3].T @ np.array(e["world_to_camera"])[:3, 3]
                    for e in entries]  # fmt: skip
         focus = max(1e-3, 1.5 * float(np.ptp(np.array(centres), axis=0).max())) or 3.0
-    return {"cameras": entries, "radius": radius, "focus": focus, **more}
+    return {
+        "cameras": entries, "radius": radius, "focus": focus, "harmonics": harmonics, **more,
+    }  # fmt: skip
 
 
 def viewer_section(data: dict[str, Any], splats: bytes | None = None) -> str:
@@ -75,17 +78,26 @@ def viewer_section(data: dict[str, Any], splats: bytes | None = None) -> str:
     return "\n".join(parts)
 
 
-def splat_bytes(ply: Path) -> bytes:
-    """A 3DGS .ply as the bytes of a .splat file."""
+def splat_bytes(gaussians: Gaussians) -> bytes:
+    """The scene as the page reads it: a .splat file, and then the harmonics of its Gaussians.
+
+    These are [N, 3·K] float16, K colours after one another, padded to a multiple of four numbers
+    per Gaussian: texels of a texture. A .splat file alone has no colours that change with the
+    direction.
+    """
+    scene = most_visible_first(gaussians)
+    harmonics = np.asarray(scene.sh).reshape(scene.count, -1)
+    limit = float(np.finfo(np.float16).max)
+    padded = np.pad(harmonics.clip(-limit, limit), ((0, 0), (0, -harmonics.shape[1] % 4)))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scene.splat"
-        write_splat(file, read_ply(ply))
-        return file.read_bytes()
+        write_splat(file, scene)
+        return file.read_bytes() + padded.astype("<f2").tobytes()
 
 
 def write_scene_page(output: Path) -> dict[str, Any]:
     """Writes OUTPUT/report.html of a folder of `see3d create`; returns the scores of the fit."""
-    gaussians = output / "gaussians" / "point_cloud.ply"
+    gaussians = read_ply(output / "gaussians" / "point_cloud.ply")
     metrics = json.loads((output / "gaussians" / "metrics.json").read_text(encoding="utf-8"))
     made = json.loads((output / "create.json").read_text(encoding="utf-8"))
     depth_from = json.loads((output / "scene" / "made.json").read_text(encoding="utf-8"))
@@ -99,7 +111,7 @@ def write_scene_page(output: Path) -> dict[str, Any]:
         ("model", run["model"]),
         ("depth from", depth_from["depth_from"]),
         ("known before the model", f"{run['known_share']:.0%} of the pixels"),
-        ("Gaussians", f"{metrics['num_gaussians']:,}"),
+        ("Gaussians", f"{metrics['num_gaussians']:,}, started from {metrics['starting_points']}"),
         ("held-out generated views", f"{metrics['psnr']:.1f} dB PSNR, {metrics['ssim']:.3f} SSIM"),
         ("seconds", ", ".join(f"{k} {v:.0f}" for k, v in made["seconds"].items())),
     ]

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from see3d_jax.errors import InputError
@@ -120,17 +121,28 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
 
 def write_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
     """Writes the occupied slots as `.splat`; colours keep 8 bits and nothing of the direction."""
-    scene = occupied(gaussians)
-    opacity = 1.0 / (1.0 + np.exp(-np.asarray(scene.opacity_logits, np.float64)))
-    scales = np.exp(np.asarray(scene.log_scales, np.float64))
+    scene = most_visible_first(gaussians)
+    opacity, scales = _opacity_and_scales(scene)
     rows = np.zeros(scene.count, _SPLAT)
     rows["mean"], rows["scale"] = scene.means, scales
     colors = np.concatenate([0.5 + SH_C0 * scene.sh[:, 0], opacity[:, None]], 1)
     rows["color"] = np.clip(np.round(255 * colors), 0, 255)
     rows["quaternion"] = np.clip(np.round(128 * _unit(scene.quaternions)) + 128, 0, 255)
-    order = np.argsort(-opacity * scales.prod(1), kind="stable")
     with atomic_path(path) as temporary:
-        temporary.write_bytes(rows[order].tobytes())
+        temporary.write_bytes(rows.tobytes())
+
+
+def most_visible_first(gaussians: Gaussians) -> Gaussians:
+    """The occupied slots in the order of a `.splat` file: by opacity times volume."""
+    scene = occupied(gaussians)
+    opacity, scales = _opacity_and_scales(scene)
+    order = np.argsort(-opacity * scales.prod(1), kind="stable")
+    return jax.tree.map(lambda leaf: leaf[order], scene)
+
+
+def _opacity_and_scales(scene: Gaussians) -> tuple[np.ndarray, np.ndarray]:
+    opacity = 1.0 / (1.0 + np.exp(-np.asarray(scene.opacity_logits, np.float64)))
+    return opacity, np.exp(np.asarray(scene.log_scales, np.float64))
 
 
 def read_splat(path: str | os.PathLike[str]) -> Gaussians:

@@ -1,19 +1,22 @@
 // Draws 3D Gaussians with WebGL 2: what see3d_jax/splatting does, for browsers.
 //
 // Every Gaussian is a quad that covers its ellipse in the picture (EWA: Σ' = J W Σ Wᵀ Jᵀ + 0.3,
-// Zwicker et al. 2001; Kerbl et al. 2023), blended over what is behind it, farthest first. Sorting
-// is a counting sort on this thread: a page that opens from disk may start no worker.
+// Zwicker et al. 2001; Kerbl et al. 2023), blended over what is behind it, farthest first. Its colour
+// is that seen from the eye, by spherical harmonics of degree 0 to 3. Sorting is a counting sort on
+// this thread: a page that opens from disk may start no worker.
 "use strict";
 
 const Splats = (() => {
   const ROW = 32; // bytes of a Gaussian in a .splat file
-  const WIDTH = 1024; // texels of the data texture; 4 of them hold a Gaussian
+  const WIDTH = 4096; // texels of the data textures
+  const SHAPE = 3; // texels that hold place, shape and opacity of a Gaussian
   const BINS = 1 << 14;
 
   const VERTEX = `#version 300 es
   precision highp float;
   precision highp int;
-  uniform highp sampler2D table;
+  uniform highp sampler2D table, harmonics;
+  uniform int coefficients; // 1, 4, 9 or 16 of each colour
   uniform mat3 worldToCamera;
   uniform vec3 eye;
   uniform vec2 focal, size;
@@ -22,8 +25,35 @@ const Splats = (() => {
   out vec4 colour;
   out vec2 offset;
   vec4 row(int i) {
-    int texel = int(index) * 4 + i;
+    int texel = int(index) * ${SHAPE} + i;
     return texelFetch(table, ivec2(texel % ${WIDTH}, texel / ${WIDTH}), 0);
+  }
+  float part(int i) {
+    int texel = int(index) * ((3 * coefficients + 3) / 4) + i / 4;
+    return texelFetch(harmonics, ivec2(texel % ${WIDTH}, texel / ${WIDTH}), 0)[i % 4];
+  }
+  vec3 sh(int k) { return vec3(part(3 * k), part(3 * k + 1), part(3 * k + 2)); }
+  vec3 seen(vec3 d) { // order and signs of 3DGS files
+    float x = d.x, y = d.y, z = d.z;
+    vec3 sum = 0.5 + 0.28209479177387814 * sh(0);
+    if (coefficients > 1) {
+      sum += 0.4886025119029199 * (-y * sh(1) + z * sh(2) - x * sh(3));
+    }
+    if (coefficients > 4) {
+      sum += 1.0925484305920792 * (x * y * sh(4) - y * z * sh(5) - x * z * sh(7));
+      sum += 0.31539156525252005 * (2.0 * z * z - x * x - y * y) * sh(6);
+      sum += 0.5462742152960396 * (x * x - y * y) * sh(8);
+    }
+    if (coefficients > 9) {
+      sum -= 0.5900435899266435 * y * (3.0 * x * x - y * y) * sh(9);
+      sum += 2.890611442640554 * x * y * z * sh(10);
+      sum -= 0.4570457994644658 * y * (4.0 * z * z - x * x - y * y) * sh(11);
+      sum += 0.3731763325901154 * z * (2.0 * z * z - 3.0 * x * x - 3.0 * y * y) * sh(12);
+      sum -= 0.4570457994644658 * x * (4.0 * z * z - x * x - y * y) * sh(13);
+      sum += 1.445305721320277 * z * (x * x - y * y) * sh(14);
+      sum -= 0.5900435899266435 * x * (x * x - 3.0 * y * y) * sh(15);
+    }
+    return max(sum, 0.0);
   }
   void main() {
     gl_Position = vec4(0.0, 0.0, 2.0, 1.0);
@@ -42,7 +72,7 @@ const Splats = (() => {
     float wide = middle + spread, narrow = max(middle - spread, 0.05);
     vec2 axis = abs(xy) < 1e-9 ? (xx >= yy ? vec2(1, 0) : vec2(0, 1))
       : normalize(vec2(xy, wide - xx));
-    colour = row(3);
+    colour = vec4(seen(normalize(row(0).xyz - eye)), b.z);
     float reach = sqrt(2.0 * log(max(255.0 * colour.a, 1.0))); // where alpha falls below 1 / 255
     offset = corner * reach;
     vec2 shift = offset.x * sqrt(wide) * axis + offset.y * sqrt(narrow) * vec2(-axis.y, axis.x);
@@ -61,16 +91,18 @@ const Splats = (() => {
     pixel = vec4(colour.rgb * alpha, alpha);
   }`;
 
-  /** Means [N·3] and the data texture of a .splat file. */
-  function parse(bytes) {
-    const count = Math.floor(bytes.byteLength / ROW);
+  /** Means [N·3] and the data textures: a .splat file, then N × harmonics as half floats. */
+  function parse(bytes, coefficients) {
+    const texels = Math.ceil(3 * coefficients / 4);
+    const count = Math.floor(bytes.byteLength / (ROW + 8 * texels));
+    const halves = new Uint16Array(WIDTH * 4 * Math.max(1, Math.ceil(count * texels / WIDTH)));
+    halves.set(new Uint16Array(bytes, ROW * count, 4 * texels * count));
     const floats = new Float32Array(bytes, 0, count * 8);
     const octets = new Uint8Array(bytes, 0, count * ROW);
-    const height = Math.max(1, Math.ceil(count * 4 / WIDTH));
-    const table = new Float32Array(WIDTH * height * 4);
+    const table = new Float32Array(WIDTH * 4 * Math.max(1, Math.ceil(count * SHAPE / WIDTH)));
     const means = new Float32Array(count * 3);
     for (let i = 0; i < count; i++) {
-      const at = i * 16;
+      const at = i * SHAPE * 4;
       for (let k = 0; k < 3; k++) means[3 * i + k] = table[at + k] = floats[8 * i + k];
       const scale = floats.subarray(8 * i + 3, 8 * i + 6);
       const q = [0, 1, 2, 3].map((k) => (octets[ROW * i + 28 + k] - 128) / 128);
@@ -84,10 +116,9 @@ const Splats = (() => {
       const sigma = (u, v) => [0, 1, 2].reduce(
         (sum, k) => sum + r[3 * u + k] * r[3 * v + k] * scale[k] * scale[k], 0);
       table.set([sigma(0, 0), sigma(0, 1), sigma(0, 2), sigma(1, 1)], at + 4);
-      table.set([sigma(1, 2), sigma(2, 2)], at + 8);
-      for (let k = 0; k < 4; k++) table[at + 12 + k] = octets[ROW * i + 24 + k] / 255;
+      table.set([sigma(1, 2), sigma(2, 2), octets[ROW * i + 27] / 255], at + 8);
     }
-    return { count, means, table, height };
+    return { count, means, table, halves };
   }
 
   function compile(gl) {
@@ -108,19 +139,32 @@ const Splats = (() => {
     return program;
   }
 
-  /** A function that draws the scene: draw({worldToCamera rows, eye, fx, fy, visible}). */
-  function renderer(canvas, bytes) {
+  function texture(gl, unit, format, type, values) {
+    gl.activeTexture(gl.TEXTURE0 + unit);
+    gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+    gl.texImage2D(
+      gl.TEXTURE_2D, 0, format, WIDTH, values.length / 4 / WIDTH, 0, gl.RGBA, type, values);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+  }
+
+  /**
+   * A function that draws the scene: draw({worldToCamera rows, eye, fx, fy, visible}).
+   * bytes: see parse; coefficients: of the harmonics, 1, 4, 9 or 16 of each colour.
+   */
+  function renderer(canvas, bytes, coefficients) {
     const gl = canvas.getContext("webgl2", {
       antialias: false, alpha: false, preserveDrawingBuffer: true,
     });
     if (!gl) throw new Error("no WebGL 2");
-    const { count, means, table, height } = parse(bytes);
+    const { count, means, table, halves } = parse(bytes, coefficients);
     const program = compile(gl);
     gl.useProgram(program);
-    gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
-    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA32F, WIDTH, height, 0, gl.RGBA, gl.FLOAT, table);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+    texture(gl, 0, gl.RGBA32F, gl.FLOAT, table);
+    texture(gl, 1, gl.RGBA16F, gl.HALF_FLOAT, halves);
+    gl.uniform1i(gl.getUniformLocation(program, "table"), 0);
+    gl.uniform1i(gl.getUniformLocation(program, "harmonics"), 1);
+    gl.uniform1i(gl.getUniformLocation(program, "coefficients"), coefficients);
     gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ARRAY_BUFFER, new Float32Array([-1, -1, 1, -1, -1, 1, 1, 1]), gl.STATIC_DRAW);
     const corner = gl.getAttribLocation(program, "corner");

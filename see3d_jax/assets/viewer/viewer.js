@@ -144,7 +144,7 @@
 
   function start(bytes) {
     try {
-      draw = Splats.renderer(canvas, bytes);
+      draw = Splats.renderer(canvas, bytes, data.harmonics);
     } catch (error) {
       note(`This browser cannot draw the Gaussians (WebGL 2 is needed): ${error.message}`);
     }
