@@ -389,6 +389,7 @@ def _reconstruction_section(heading: str, folder: Path) -> str:
             ("num_train_views", "views fitted"),
             ("num_test_views", "views held out"),
             ("num_gaussians", "Gaussians"),
+            ("starting_points", "started from"),
             ("steps", "steps"),
             ("milliseconds_per_step", "milliseconds per step"),
         )

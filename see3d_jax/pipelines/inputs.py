@@ -150,16 +150,19 @@ def load_images(
     return images, cameras
 
 
-def load_depth(scene: Scene, index: int, max_size: int | None = None) -> np.ndarray:
+def load_depth(
+    scene: Scene, index: int, max_size: int | None = None, *, may_be_empty: bool = False
+) -> np.ndarray:
     """Depth map of view `index`: [H, W] float32, planar z in scene units, 0 = unknown.
 
     With `max_size` it is sampled at the pixels nearest to the centres of the downsized image
-    (depths of two surfaces must never be averaged).
+    (depths of two surfaces must never be averaged). A map without any depth is refused unless it
+    `may_be_empty`.
     """
     if scene.depth_paths is None:
         raise InputError(f"{scene.root}: the scene has no depth maps (depth_file_path)")
     path, camera = scene.depth_paths[index], scene.cameras[index]
-    depth = load_depth_file(path, scene.depth_unit)
+    depth = load_depth_file(path, scene.depth_unit, may_be_empty=may_be_empty)
     if depth.shape != (camera.height, camera.width):
         raise InputError(
             f"{path}: depth map is {depth.shape[1]}×{depth.shape[0]} but its camera says "
@@ -188,7 +191,9 @@ def load_mask(scene: Scene, index: int, max_size: int | None = None) -> np.ndarr
     return _nearest(mask, width, height)
 
 
-def load_depth_file(path: str | os.PathLike[str], unit: float | None = None) -> np.ndarray:
+def load_depth_file(
+    path: str | os.PathLike[str], unit: float | None = None, *, may_be_empty: bool = False
+) -> np.ndarray:
     """One depth file → [H, W] float32, planar z, 0 = unknown (NaN, infinity and ≤ 0 become 0).
 
     .npy; .npz (its only array, or the one called `depth`); .png with 16 bits, in steps of `unit`
@@ -218,7 +223,7 @@ def load_depth_file(path: str | os.PathLike[str], unit: float | None = None) -> 
     with np.errstate(over="ignore"):
         depth = values.astype(np.float32) * np.float32(unit)
     depth[~(np.isfinite(depth) & (depth > 0))] = 0.0
-    if not depth.any():
+    if not (may_be_empty or depth.any()):
         raise InputError(f"{path}: no pixel has a positive, finite depth")
     return depth
 

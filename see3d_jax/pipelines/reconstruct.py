@@ -292,7 +292,7 @@ def _with_depth(
             f"{scene.root}: has no depth maps (depth_file_path); leave out --depth-weight"
         )
     return [
-        dataclasses.replace(view, depth=load_depth(scene, i, max_size))
+        dataclasses.replace(view, depth=load_depth(scene, i, max_size, may_be_empty=True))
         for i, view in zip(indices, views, strict=True)
     ]
 
@@ -319,11 +319,13 @@ def _starting_points(
             fill = (num_gaussians - len(points[0])) // 2
             return seeds.fill_gaps(points, images, cameras, fill, generator), "sparse points"
     if scene.depth_paths is not None:
-        depths = [load_depth(scene, i, max_size) for i in indices]
+        depths = [load_depth(scene, i, max_size, may_be_empty=True) for i in indices]
         depths = [d if m is None else d * m for d, m in zip(depths, masks, strict=True)]
         points = seeds.from_depth_maps(images, depths, cameras, number, generator)
         if len(points[0]):
-            return points, "depth maps"
+            # A generated view whose warp is all hole has none: its pixels are fitted all the same.
+            bare = [view.name for view, d in zip(views, depths, strict=True) if not d.any()]
+            return points, "depth maps" + (f" (none of {', '.join(bare)})" if bare else "")
     points = seeds.from_photos(images, cameras, number, generator, masks=masks)
     if not len(points[0]):
         raise InputError(f"{scene.root}: the masks leave no pixel to reconstruct from")

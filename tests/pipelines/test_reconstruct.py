@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -113,6 +114,16 @@ def test_same_seed_gives_the_same_bytes_and_replaces_an_earlier_result(
     assert ply == (first / "point_cloud.ply").read_bytes()
     reconstruct(scene_folder, tmp_path / "again", steps=3, seed=4, **SMALL)
     assert ply != (tmp_path / "again/point_cloud.ply").read_bytes()
+
+
+def test_a_view_without_any_depth_is_fitted_all_the_same(scene_folder, tmp_path):
+    """As `see3d generate` leaves it when nothing given is visible from there: a warp all hole."""
+    folder = shutil.copytree(scene_folder, tmp_path / "scene")
+    np.save(folder / "images/003.npy", np.zeros(SIZE[::-1], np.float32))
+    config = FitConfig(depth_weight=0.05)
+    metrics = reconstruct(folder, tmp_path / "out", steps=3, config=config, **SMALL)
+    assert metrics["starting_points"] == "depth maps (none of 003)"
+    assert metrics["num_train_views"] == 8 and np.isfinite(metrics["psnr"])
 
 
 def test_without_depth_masks_and_sizes_may_differ(scene_folder, tmp_path):
