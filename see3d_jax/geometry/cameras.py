@@ -54,6 +54,15 @@ class Camera:
         scale = np.array([width / self.width, height / self.height, 1.0], np.float32)
         return Camera(self.intrinsics * scale[:, None], self.world_to_camera, width, height)
 
+    def window(self, left: float, top: float, width: int, height: int) -> Camera:
+        """The same camera with another part of its image plane, in pixels from its top-left corner.
+
+        The part may reach beyond the image: (0, 0) and a larger size add pixels on the right and
+        at the bottom.
+        """
+        shift = np.array([[0, 0, left], [0, 0, top], [0, 0, 0]], np.float32)
+        return Camera(self.intrinsics - shift, self.world_to_camera, width, height)
+
 
 def intrinsics_matrix(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
     """[3, 3] float32 pinhole matrix in pixels."""

@@ -6,10 +6,13 @@ the mean up axis (−y) of the cameras. Images are uint8 RGB.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 from see3d_jax.geometry.cameras import Camera, pixel_grid, unproject
+from see3d_jax.pipelines.warps import View
 
 _SIDE = 640  # pixels of each of the two pictures
 _POINTS = 20_000
@@ -18,29 +21,29 @@ _PITCHES = 75.0, 15.0  # degrees that the two pictures look down
 _TURN = 25.0  # degrees about the up axis, so that no axis is seen end on
 
 
-def scene_points(
-    images: np.ndarray, depths: np.ndarray, cameras: Camera
-) -> tuple[np.ndarray, np.ndarray]:
-    """World points [P, 3] of R views with depth, evenly thinned out, and their colours [P, 3].
-
-    images [R, h, w, 3] uint8, depths [R, h, w] (0 = unknown), cameras batch [R].
-    """
-    pixels = pixel_grid(cameras.height, cameras.width).reshape(-1, 2)
-    flat = np.broadcast_to(pixels, (len(depths), *pixels.shape))
-    points = np.asarray(unproject(cameras, flat, depths.reshape(len(depths), -1))).reshape(-1, 3)
-    known = np.flatnonzero(depths.reshape(-1) > 0)
-    known = known[:: max(1, len(known) // _POINTS)]
-    return points[known], images.reshape(-1, 3)[known]
+def scene_points(views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
+    """World points [P, 3] of views with depth, evenly thinned out, and their colours [P, 3]."""
+    points, colours = [], []
+    for view in views:
+        pixels = pixel_grid(view.camera.height, view.camera.width).reshape(-1, 2)
+        known = np.flatnonzero(view.depth.reshape(-1) > 0)
+        known = known[:: max(1, len(known) * len(views) // _POINTS)]
+        points.append(unproject(view.camera, pixels[known], view.depth.reshape(-1)[known]))
+        colours.append(view.image.reshape(-1, 3)[known])
+    return np.concatenate(points), np.concatenate(colours)
 
 
 def plot_cameras(
-    references: Camera, targets: Camera, points: np.ndarray, colours: np.ndarray
+    references: Sequence[Camera], targets: Sequence[Camera], points: np.ndarray, colours: np.ndarray
 ) -> np.ndarray:
     """[640, 1280, 3]: seen from above and from the side; red = given views, blue = new ones.
 
-    Cameras are batches; points [P, 3] and colours [P, 3] uint8 may be empty.
+    Points [P, 3] and colours [P, 3] uint8 may be empty.
     """
-    poses = [np.linalg.inv(np.asarray(c.world_to_camera, float)) for c in (references, targets)]
+    poses = [
+        np.linalg.inv([np.asarray(camera.world_to_camera, float) for camera in cameras])
+        for cameras in (references, targets)
+    ]
     centres = np.concatenate(poses)[:, :3, 3]
     shown = points
     if len(points):  # a few stray points must not shrink the rest
@@ -61,11 +64,13 @@ def plot_cameras(
     return np.concatenate(pictures, 1)
 
 
-def _frusta(cameras: Camera, poses: np.ndarray, length: float) -> np.ndarray:
+def _frusta(cameras: Sequence[Camera], poses: np.ndarray, length: float) -> np.ndarray:
     """[N, 8, 2, 3]: the ends of the eight edges of each camera's pyramid, `length` high."""
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * [cameras.width, cameras.height]
-    corners = np.concatenate([corners, np.ones((4, 1))], -1)
-    rays = np.einsum("nij,kj->nki", np.linalg.inv(np.asarray(cameras.intrinsics, float)), corners)
+    sizes = np.array([[camera.width, camera.height] for camera in cameras])
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * sizes[:, None]
+    corners = np.concatenate([corners, np.ones_like(corners[..., :1])], -1)
+    lenses = np.linalg.inv([np.asarray(camera.intrinsics, float) for camera in cameras])
+    rays = np.einsum("nij,nkj->nki", lenses, corners)
     tips = np.einsum("nij,nkj->nki", poses[:, :3, :3], rays * length) + poses[:, None, :3, 3]
     centres = np.broadcast_to(poses[:, None, :3, 3], tips.shape)
     sides = np.stack([centres, tips], 2)

@@ -25,7 +25,6 @@ import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path, write_json
-from see3d_jax.geometry.cameras import stack
 from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.geometry.trajectories import MOVES
 from see3d_jax.media import image_size, write_image
@@ -40,8 +39,9 @@ from see3d_jax.pipelines.create_plan import (
 from see3d_jax.pipelines.depth import reference_depths
 from see3d_jax.pipelines.depth_model import load_depth_model
 from see3d_jax.pipelines.export import write_generated
-from see3d_jax.pipelines.generation import INTERPOLATE, Generated, generate, open_source
+from see3d_jax.pipelines.generation import INTERPOLATE, generate, open_source
 from see3d_jax.pipelines.inputs import (
+    Scene,
     check_photo,
     has_cameras,
     list_photos,
@@ -54,6 +54,7 @@ from see3d_jax.pipelines.pretrained import checkpoint_folder
 from see3d_jax.pipelines.reconstruct import reconstruct
 from see3d_jax.pipelines.scene_page import write_scene_page
 from see3d_jax.pipelines.stages import Stages, digest
+from see3d_jax.pipelines.warps import View
 
 MAX_PHOTOS = 40  # stereo and matching of more take longer than anyone waits here
 _SCENE_SIDE = 640  # pixels, the longer side of the photos in OUTPUT/scene
@@ -150,6 +151,12 @@ def create(
     )  # fmt: skip
     posed_scene = load_scene(scene)
     lost = len(files) - len(posed_scene)
+    sizes = dict.fromkeys(f"{camera.width}×{camera.height}" for camera in posed_scene.cameras)
+    if len(sizes) > 1:
+        notes.append(
+            f"the photos differ in size ({', '.join(sizes)}): each keeps its own, the views have "
+            "the shape of the first; the model is shown the middle of the others"
+        )
     if lost:
         notes.append(f"{lost} of {len(files)} photos fit nowhere or have no depth: left out")
     path = trajectory or (INTERPOLATE if len(posed_scene) > 1 else "orbit")
@@ -272,12 +279,6 @@ def _make_scene(
     scene = open_source(source, file, "orbit", fov, output / "cameras", None, model is not None)
     chosen = list(range(len(scene)))
     images, cameras = load_images(scene, max_size=_SCENE_SIDE)
-    sizes = sorted({(camera.width, camera.height) for camera in cameras})
-    if len(sizes) > 1:
-        raise InputError(
-            f"{source}: the photos differ in size ({', '.join(f'{w}×{h}' for w, h in sizes)} after "
-            "shrinking); give photos of one camera, all upright or all lying"
-        )
     if scene.depth_paths is not None and model is None:
         depths = [load_depth(scene, i, _SCENE_SIDE) for i in chosen]
         depth_from = "file"
@@ -314,16 +315,15 @@ def _make_views(
         steps=steps, size=side, composite=True, views_per_round=views_per_round,
         rounds_folder=rounds, seed=seed,
     )  # fmt: skip
-    write_generated(_with_photos(result, scene), target)
+    write_generated(result, target, _photos(posed))
     shutil.rmtree(rounds, ignore_errors=True)
 
 
-def _with_photos(result: Generated, scene: Path) -> Generated:
-    """The result with all photos of the scene as the given views, in more detail than it has."""
-    posed = load_scene(scene)
-    images, cameras = load_images(posed, max_size=FIT_SIDE)
-    depths = [load_depth(posed, i, FIT_SIDE) for i in range(len(posed))]
-    return dataclasses.replace(
-        result, references=np.stack(images), reference_cameras=stack(cameras),
-        reference_depths=np.stack(depths), reference_names=posed.names,
-    )  # fmt: skip
+def _photos(scene: Scene) -> dict[str, View]:
+    """All photos of the scene, in the detail that the fit can use."""
+    images, cameras = load_images(scene, max_size=FIT_SIDE)
+    depths = [load_depth(scene, i, FIT_SIDE) for i in range(len(scene))]
+    return {
+        name: View(*parts)
+        for name, *parts in zip(scene.names, images, depths, cameras, strict=True)
+    }

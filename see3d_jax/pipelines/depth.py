@@ -32,7 +32,7 @@ def reference_depths(
 
     Args:
       scene: where the views come from; chosen: which of its frames.
-      images: uint8 [H, W, 3] and cameras of these frames, all of one size.
+      images: uint8 [H, W, 3] and cameras of these frames, each of its own size.
       max_size: as given to `load_images`.
       model: asked instead of any of these; its depth is aligned to sparse points of the scene, else
         to stereo between the views, where there is either (then named, as in "model, aligned to
@@ -49,7 +49,6 @@ def reference_depths(
             f"{scene.root}: has no depth maps; give --depth FILE, or two or more --reference "
             "frames that overlap, for stereo"
         )
-    height, width = images[0].shape[:2]
     ranges = [point_range(scene, i) for i in chosen]
     found = np.stack(stereo(images, cameras, ranges))
     if (found > 0).mean() < _ENOUGH:
@@ -58,7 +57,7 @@ def reference_depths(
             f"{', '.join(scene.names[i] for i in chosen)}; choose frames that overlap more, or "
             "give --depth FILE"
         )
-    return _enlarged(found, height, width), "stereo"
+    return _enlarged(found, cameras), "stereo"
 
 
 def _model_depths(
@@ -73,8 +72,7 @@ def _model_depths(
     if min(len(depths) for _, depths in known) < _FEW_POINTS:
         known, anchor = [(None, None)] * len(chosen), "stereo"
         if len(chosen) > 1:
-            height, width = images[0].shape[:2]
-            found = _enlarged(stereo(images, cameras), height, width)
+            found = _enlarged(stereo(images, cameras), cameras)
             known = [_samples(depth) for depth in found]
     results = [
         model.depth(image, camera, *where)
@@ -101,18 +99,13 @@ def model_estimate(model: DepthModel, new: list[View], _: list[View]) -> np.ndar
 def stereo_references(scene: Scene, first: int = 0) -> list[int]:
     """Frames to start from when none are named: the first, with two neighbours if stereo needs any.
 
-    Neighbours have the first frame's size, look its way and stand closest to it.
+    Neighbours look the first frame's way and stand closest to it.
     """
     if scene.depth_paths is not None:
         return [first]
-    size = scene.cameras[first].width, scene.cameras[first].height
-    others = [
-        i for i, camera in enumerate(scene.cameras)
-        if i != first and (camera.width, camera.height) == size
-    ]  # fmt: skip
-    candidates = [first, *others]
-    sources = choose_sources(stack([scene.cameras[i] for i in candidates]))[0]
-    return [first, *(candidates[i] for i in sources[:2])]
+    # only their poses count
+    sources = choose_sources(stack([camera.resized(1, 1) for camera in scene.cameras]))[first]
+    return [first, *sources[:2]]
 
 
 def stereo_estimate(new: list[View], existing: list[View]) -> np.ndarray:
@@ -122,8 +115,7 @@ def stereo_estimate(new: list[View], existing: list[View]) -> np.ndarray:
     """
     views = [*new, *existing]
     found = stereo([view.image for view in views], [view.camera for view in views])[: len(new)]
-    height, width = new[0].depth.shape
-    return np.stack(_enlarged(found, height, width))
+    return np.stack(_enlarged(found, [view.camera for view in new]))
 
 
 def point_range(scene: Scene, index: int) -> tuple[float, float] | None:
@@ -148,9 +140,12 @@ def point_depths(scene: Scene, index: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels[depths > 0], depths[depths > 0]
 
 
-def _enlarged(depths: Sequence[np.ndarray], height: int, width: int) -> list[np.ndarray]:
+def _enlarged(depths: Sequence[np.ndarray], cameras: Sequence[Camera]) -> list[np.ndarray]:
     # Repeated pixels would make stairs of every slope, and a warp tears at each step.
-    return [resize_depth(depth, width, height) for depth in depths]
+    return [
+        resize_depth(depth, camera.width, camera.height)
+        for depth, camera in zip(depths, cameras, strict=True)
+    ]
 
 
 def stereo(
@@ -158,10 +153,14 @@ def stereo(
     cameras: list[Camera],
     ranges: Sequence[tuple[float, float] | None] | None = None,
 ) -> list[np.ndarray]:
-    """Depth of each of two or more views of one aspect ratio, all at one small size."""
-    height, width = images[0].shape[:2]
-    shrink = min(1.0, STEREO_SIDE / max(height, width))
-    small = max(1, round(width * shrink)), max(1, round(height * shrink))
+    """Depth of each of two or more views, all at one small size of their mean aspect ratio.
+
+    Upright and lying photos both become squares: pixels need not be square to be matched, as long
+    as the cameras follow.
+    """
+    aspect = float(np.exp(np.mean([np.log(camera.width / camera.height) for camera in cameras])))
+    side = min(STEREO_SIDE, max(cameras[0].width, cameras[0].height))
+    small = max(1, round(side * min(1, aspect))), max(1, round(side / max(1, aspect)))
     pictures = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in images]
     posed = stack([camera.resized(*small) for camera in cameras])
     return list(stereo_depth(np.stack(pictures) / np.float32(255), posed, ranges=ranges))

@@ -24,12 +24,12 @@ from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.media import image_size, read_image
 from see3d_jax.pipelines.baselines import inpaint
 from see3d_jax.pipelines.depth import reference_depths, stereo_references
-from see3d_jax.pipelines.generation import Generated, choose_frames, resize_image, working_size
+from see3d_jax.pipelines.generation import Generated, choose_frames, working_size
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.inputs import Scene, load_depth, load_depth_file, load_images, load_scene
 from see3d_jax.pipelines.path_checks import number_ranges
 from see3d_jax.pipelines.pretrained import load_model
-from see3d_jax.pipelines.warps import SUPERSAMPLE, View, resize_depth, warp_references
+from see3d_jax.pipelines.warps import SUPERSAMPLE, View, resize_depth, resize_image, warp_references
 
 _IN_FRONT = 0.05  # relative depth: nearer than the region by that much hides it
 _MARGIN = 2  # pixels around the old surface that are mixed with it

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import contact_sheet, write_image, write_mp4
 from see3d_jax.pipelines.camera_plot import plot_cameras, scene_points
 from see3d_jax.pipelines.generation import Generated
+from see3d_jax.pipelines.warps import View
 
 COMMAND = "see3d generate"  # in run.json: how a folder is known to be ours
 ROUNDS = "rounds"  # subfolder of finished rounds, there until the result is
@@ -64,14 +66,18 @@ def _only_rounds(output: Path) -> bool:
     )
 
 
-def write_generated(result: Generated, output: str | os.PathLike[str]) -> Path:
+def write_generated(
+    result: Generated, output: str | os.PathLike[str], photos: Mapping[str, View] | None = None
+) -> Path:
     """Writes the folder described above, replacing an earlier result; returns its path.
 
+    `photos`, by name and each of its own size, take the place of the result's references.
     Raises InputError when `output` holds something else.
     """
     output = Path(output)
     check_output_folder(output)
     stems = [f"{i:05d}" for i in range(len(result.views))]
+    photos = _references(result) if photos is None else photos
     with atomic_path(output) as folder:
         folder.mkdir()
         for name, images in (
@@ -84,17 +90,18 @@ def write_generated(result: Generated, output: str | os.PathLike[str]) -> Path:
         ):
             for stem, image in zip(stems, images, strict=True):
                 write_image(folder / name / f"{stem}.png", image)
-        for stem, image in zip(result.reference_names, result.references, strict=True):
-            write_image(folder / "references" / f"{stem}.png", image)
-        _write_cameras(result, folder, stems)
+        for name, photo in photos.items():
+            write_image(folder / "references" / f"{name}.png", photo.image)
+        _write_cameras(result, photos, folder, stems)
         if result.enlarged is not None:
             _write_enlarged(result.enlarged, result.cameras, folder / "enlarged", stems)
-        sheet = _sheet(result)
+        sheet = _sheet(result, [photo.image for photo in photos.values()])
         write_image(folder / "contact_sheet.png", sheet)
         plot = plot_cameras(
-            result.reference_cameras, result.cameras,
-            *scene_points(result.references, result.reference_depths, result.reference_cameras),
-        )  # fmt: skip
+            [photo.camera for photo in photos.values()],
+            [result.cameras[i] for i in range(len(stems))],
+            *scene_points(list(photos.values())),
+        )
         write_image(folder / "cameras.png", plot)
         _write_report(result, folder / "report.html", sheet, plot)
         write_mp4(folder / "video.mp4", _slow(result.views), fps=1 / _VIDEO_SECONDS_PER_VIEW)
@@ -107,12 +114,18 @@ def write_generated(result: Generated, output: str | os.PathLike[str]) -> Path:
     return output
 
 
-def _write_cameras(result: Generated, folder: Path, stems: list[str]) -> None:
-    depths = {f"depth/{stem}.png": depth for stem, depth in zip(stems, result.depths, strict=True)}
-    depths |= {
-        f"depth/reference_{stem}.png": depth
-        for stem, depth in zip(result.reference_names, result.reference_depths, strict=True)
+def _references(result: Generated) -> dict[str, View]:
+    return {
+        name: View(result.references[i], result.reference_depths[i], result.reference_cameras[i])
+        for i, name in enumerate(result.reference_names)
     }
+
+
+def _write_cameras(
+    result: Generated, photos: Mapping[str, View], folder: Path, stems: list[str]
+) -> None:
+    depths = {f"depth/{stem}.png": depth for stem, depth in zip(stems, result.depths, strict=True)}
+    depths |= {f"depth/reference_{name}.png": photo.depth for name, photo in photos.items()}
     # 16 bits spread over the range that is there: depth may be in any unit.
     unit = max(float(depth.max()) for depth in depths.values()) / 65535
     for name, depth in depths.items():
@@ -121,11 +134,11 @@ def _write_cameras(result: Generated, folder: Path, stems: list[str]) -> None:
     images = PosedImages(
         files=(
             *(f"views/{stem}.png" for stem in stems),
-            *(f"references/{stem}.png" for stem in result.reference_names),
+            *(f"references/{name}.png" for name in photos),
         ),
         cameras=(
             *(result.cameras[i] for i in range(len(stems))),
-            *(result.reference_cameras[i] for i in range(len(result.references))),
+            *(photo.camera for photo in photos.values()),
         ),
         depth_files=tuple(depths),
         depth_unit=unit,
@@ -184,7 +197,7 @@ def _note(result: Generated) -> str:
     )
 
 
-def _sheet(result: Generated) -> np.ndarray:
+def _sheet(result: Generated, photos: list[np.ndarray]) -> np.ndarray:
     """Stages as rows, views as columns: the references first, then evenly chosen views."""
     chosen = np.unique(np.linspace(0, len(result.views) - 1, _SHEET_VIEWS).round().astype(int))
     rows = [
@@ -196,7 +209,7 @@ def _sheet(result: Generated) -> np.ndarray:
     ]
     if result.truth is not None:
         rows.append(("truth", result.truth))
-    cells = [list(result.references)] + [[images[i] for i in chosen] for _, images in rows]
+    cells = [photos] + [[images[i] for i in chosen] for _, images in rows]
     labels = ["given", *(label for label, _ in rows)]
     return contact_sheet(
         cells,

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 
@@ -51,7 +50,7 @@ from see3d_jax.pipelines.pretrained import checkpoint_folder, load_model
 from see3d_jax.pipelines.rounds import DepthEstimator, run_rounds
 from see3d_jax.pipelines.sfm import open_scene
 from see3d_jax.pipelines.superres import FACTOR, enlarge_views, load_superres
-from see3d_jax.pipelines.warps import SUPERSAMPLE, View, resize_depth
+from see3d_jax.pipelines.warps import SUPERSAMPLE, View, middle_of
 
 DEFAULT_FOV = 55.0  # degrees, horizontal: between a phone's main camera (65) and its zoom (45)
 DEFAULT_VIEWS = 8
@@ -62,6 +61,9 @@ _GROUPS_PER_ROUND = 1 << 16  # more than there are: every group has noise of its
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """What `generate` returns; N views, R references, all of one size h × w.
+
+    The views have the shape of the first reference; of a reference of another shape, the middle
+    part that has that shape is given here and to the model. All of it is warped.
 
     Attributes:
       views: [N, h, w, 3] uint8, the result: `composited` if asked for, else `generated`.
@@ -196,7 +198,7 @@ def generate(
         first.width, first.height, size or model.image_size, model.size_multiple
     )
     largest = max(width, height) * SUPERSAMPLE
-    images, cameras = _load_references(scene, chosen, largest)
+    images, cameras = load_images(scene, tuple(chosen), largest)
     depths, depth_from = reference_depths(scene, chosen, images, cameras, largest, depth_model)
     given_files = [scene.image_paths[i] for i in chosen]
     path = _camera_path(trajectory, cameras, depths[0], given_files, views)
@@ -207,7 +209,10 @@ def generate(
     clock.lap("load")
 
     targets = stack(path)
-    given = np.stack([resize_image(image, width, height) for image in images])
+    known_views = [View(*parts) for parts in zip(images, depths, cameras, strict=True)]
+    shape = first.width, first.height
+    middles = [middle_of(view, shape, width, height) for view in known_views]
+    given = np.stack([view.image for view in middles])
     settings = {
         "checkpoint": str(checkpoint_folder(checkpoint).resolve()), "model": model.name,
         "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed, "prompt": prompt,
@@ -222,7 +227,6 @@ def generate(
         first = number * _GROUPS_PER_ROUND
         return sample_groups(model, clean, warps, masks, steps, guidance, seed, first)
 
-    known_views = [View(*parts) for parts in zip(images, depths, cameras, strict=True)]
     rounds = run_rounds(
         known_views, targets,
         views_per_round or len(path), fill,
@@ -241,16 +245,18 @@ def generate(
     enlarged = None
     if enlarger is not None:
         large_model, wants_masks = enlarger
-        large = np.stack([resize_image(image, width * FACTOR, height * FACTOR) for image in images])
+        large = np.stack(
+            [middle_of(v, shape, width * FACTOR, height * FACTOR).image for v in known_views]
+        )
         enlarged = enlarge_views(
             large_model, large, result, masks if wants_masks else None, steps,
             large_model.sampling.guidance, seed,
         )  # fmt: skip
         clock.lap("super-resolution")
-    small = [camera.resized(width, height) for camera in cameras]
+    small = stack([view.camera for view in middles])
     metrics = None
     if true_images is not None:
-        nearest = given[nearest_reference(targets, stack(small))]
+        nearest = given[nearest_reference(targets, small)]
         candidates = {
             "raw_warp": warps, "inpainted_warp": inpainted, "generated": generated,
             "generated_composited": composited, "nearest_reference": nearest,
@@ -261,8 +267,8 @@ def generate(
     return Generated(
         views=result, generated=generated, composited=composited, cameras=targets,
         warps=warps, masks=masks, depths=warp_depths, inpainted=inpainted,
-        references=given, reference_cameras=stack(small),
-        reference_depths=np.stack([resize_depth(d, width, height) for d in depths]),
+        references=given, reference_cameras=small,
+        reference_depths=np.stack([view.depth for view in middles]),
         reference_names=names,
         enlarged=enlarged, truth=true_images, metrics=metrics,
         run={
@@ -372,16 +378,6 @@ def working_size(width: int, height: int, side: int, multiple: int) -> tuple[int
     return tuple(snap)
 
 
-def _load_references(
-    scene: Scene, chosen: list[int], max_size: int
-) -> tuple[list[np.ndarray], list[Camera]]:
-    images, cameras = load_images(scene, tuple(chosen), max_size)
-    sizes = {(camera.width, camera.height) for camera in cameras}
-    if len(sizes) > 1:
-        raise InputError(f"{scene.root}: the references differ in size: {sorted(sizes)}")
-    return images, cameras
-
-
 # --- where to look ------------------------------------------------------------------------------
 
 
@@ -396,7 +392,7 @@ def _camera_path(
     if trajectory == INTERPOLATE:
         if len(references) < 2:
             raise InputError("--trajectory interpolate: needs two or more --reference frames")
-        return interpolate(stack(references), views or DEFAULT_VIEWS)
+        return interpolate(stack([_reshaped(c, first) for c in references]), views or DEFAULT_VIEWS)
     file = _transforms_file(trajectory)
     if file is not None:
         path = _cameras_of_file(file, given, (first.width, first.height))
@@ -413,6 +409,14 @@ def _camera_path(
     if views is not None and views < count:
         path = path[np.linspace(0, count - 1, views).round().astype(int)]
     return path
+
+
+def _reshaped(camera: Camera, like: Camera) -> Camera:
+    """The camera with the picture of another; its field of view is kept along the diagonal."""
+    scale = math.hypot(like.width, like.height) / math.hypot(camera.width, camera.height)
+    width, height = round(camera.width * scale), round(camera.height * scale)
+    left, top = (width - like.width) / 2, (height - like.height) / 2
+    return camera.resized(width, height).window(left, top, like.width, like.height)
 
 
 def _transforms_file(trajectory: str) -> Path | None:
@@ -468,14 +472,6 @@ def _true_images(
         file = scene.image_paths[int(distance.argmin())]
         found.append(read_image(file, (camera.width, camera.height)))
     return np.stack(found)
-
-
-def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Antialiased (area) resize of [H, W] or [H, W, 3], uint8 or float32."""
-    shrink = width <= image.shape[1]
-    return cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
-    )
 
 
 class _Clock:

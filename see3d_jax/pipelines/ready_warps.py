@@ -24,9 +24,10 @@ from see3d_jax.errors import InputError
 from see3d_jax.files import atomic_path, write_json
 from see3d_jax.media import IMAGE_SUFFIXES, contact_sheet, read_image, write_image, write_mp4
 from see3d_jax.pipelines.export import COMMAND, check_output_folder
-from see3d_jax.pipelines.generation import resize_image, working_size
+from see3d_jax.pipelines.generation import working_size
 from see3d_jax.pipelines.group_sampling import sample_groups
 from see3d_jax.pipelines.pretrained import load_model
+from see3d_jax.pipelines.warps import resize_image
 
 _KNOWN = 0.9  # of a pixel, as in the released code
 _SHEET_VIEWS = 8

@@ -337,11 +337,6 @@ def _canvas(views: list[_View]) -> tuple[int, int]:
     return max(v.camera.width for v in views), max(v.camera.height for v in views)
 
 
-def _enlarged(camera: Camera, canvas: tuple[int, int]) -> Camera:
-    """The camera with pixels added at the right and at the bottom."""
-    return Camera(camera.intrinsics, camera.world_to_camera, *canvas)
-
-
 def _on_canvas(views: list[_View], canvas: tuple[int, int]) -> TrainingViews:
     width, height = canvas
     images = np.zeros((len(views), height, width, 3), np.uint8)
@@ -356,7 +351,7 @@ def _on_canvas(views: list[_View], canvas: tuple[int, int]) -> TrainingViews:
         weights[i, :rows, :columns] = np.round(255 * counts)
         if depths is not None:
             depths[i, :rows, :columns] = view.depth
-    cameras = stack([_enlarged(view.camera, canvas) for view in views])
+    cameras = stack([view.camera.window(0, 0, *canvas) for view in views])
     return TrainingViews(images, cameras, None if (weights == 255).all() else weights, depths)
 
 
@@ -371,7 +366,7 @@ def _render_view(
     gaussians: Gaussians, camera: Camera, canvas: tuple[int, int], near: float
 ) -> np.ndarray:
     """[H, W, 3] float32 in [0, 1]."""
-    picture = render(gaussians, _enlarged(camera, canvas), near=near, capacity=1 << 17).rgb
+    picture = render(gaussians, camera.window(0, 0, *canvas), near=near, capacity=1 << 17).rgb
     return np.clip(np.asarray(picture)[: camera.height, : camera.width], 0.0, 1.0)
 
 

@@ -6,7 +6,9 @@ Images are uint8 RGB [h, w, 3], masks bool with True = known, depth planar z wit
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -16,6 +18,7 @@ from see3d_jax.geometry.warping import warp_views
 SUPERSAMPLE = 4  # references are warped at up to this many times the working size
 _MOST_STRETCH = 2.0  # of a source pixel, in pixels of the warp: beyond that it blurs and cracks
 _SAME_SURFACE = 0.03  # relative step of inverse depth between neighbours
+_SAME_SHAPE = 0.02  # log of the ratio of aspect ratios that are the same but for rounding
 _KNOWN_SHARE = 0.9  # of a pixel; the released code thresholds its warp masks there, too
 
 
@@ -53,7 +56,7 @@ def warp_references(
     a source shows it large enough.
 
     Args:
-      references: R views, all of one size.
+      references: R views, each of its own size.
       targets: batch [N].
 
     Returns:
@@ -61,11 +64,9 @@ def warp_references(
       (nearest surface in the pixel, 0 in holes).
     """
     count, width, height = len(targets.intrinsics), targets.width, targets.height
-    fine = int(np.clip(round(references[0].camera.width / width), 1, SUPERSAMPLE))
+    colours, surfaces, sources = _on_canvas(references)
+    fine = int(np.clip(round(sources.width / width), 1, SUPERSAMPLE))
     large = targets.resized(width * fine, height * fine)
-    sources = stack([view.camera for view in references])
-    colours = np.stack([view.image for view in references]) / np.float32(255)
-    surfaces = np.stack([view.own_depth for view in references])
     warps = np.empty((count, height, width, 3), np.uint8)
     masks, z = np.empty((count, height, width), bool), np.empty((count, height, width), np.float32)
     for i in tqdm(range(count), desc="warping", unit="view", leave=False):
@@ -82,6 +83,47 @@ def warp_references(
         warps[i] = np.round(np.clip(colour, 0, 1) * 255).astype(np.uint8)
         z[i] = np.where(masks[i], depth.min((1, 3)), 0)
     return warps, masks, z
+
+
+def _on_canvas(views: list[View]) -> tuple[np.ndarray, np.ndarray, Camera]:
+    """Colours [R, h, w, 3] in [0, 1], depths [R, h, w] and cameras, on a canvas that holds each.
+
+    What a smaller view lacks on the right and at the bottom has no depth and is not warped.
+    """
+    width, height = (max(getattr(v.camera, side) for v in views) for side in ("width", "height"))
+    colours = np.zeros((len(views), height, width, 3), np.float32)
+    surfaces = np.zeros((len(views), height, width), np.float32)
+    for i, view in enumerate(views):
+        rows, columns = view.depth.shape
+        colours[i, :rows, :columns] = view.image / np.float32(255)
+        surfaces[i, :rows, :columns] = view.own_depth
+    return colours, surfaces, stack([view.camera.window(0, 0, width, height) for view in views])
+
+
+def middle_of(view: View, shape: tuple[int, int], width: int, height: int) -> View:
+    """The largest middle part of a view with the aspect ratio of `shape`, as width × height pixels.
+
+    A view of that shape (width, height) is kept whole, whatever the rounding of the result.
+    """
+    wide, high = view.camera.width, view.camera.height
+    wider = wide * shape[1] / (high * shape[0])
+    if abs(math.log(wider)) > _SAME_SHAPE:
+        wide, high = round(wide / max(1, wider)), round(high * min(1, wider))
+    left, top = (view.camera.width - wide) // 2, (view.camera.height - high) // 2
+    part = slice(top, top + high), slice(left, left + wide)
+    return View(
+        resize_image(view.image[part], width, height),
+        resize_depth(view.depth[part], width, height),
+        view.camera.window(left, top, wide, high).resized(width, height),
+    )
+
+
+def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Antialiased (area) resize of [H, W] or [H, W, 3], uint8 or float32."""
+    shrink = width <= image.shape[1]
+    return cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
+    )
 
 
 def resize_depth(depth: np.ndarray, width: int, height: int) -> np.ndarray:
