@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import chromium_page
 
 from tools.docs_math import on_page_markdown
 
@@ -44,6 +45,15 @@ def test_nothing_is_loaded_from_elsewhere(site) -> None:
             r'<link[^>]+rel="(?:stylesheet|icon|preconnect)"[^>]+href="([^"]+)"', text
         )
         assert not [link for link in loaded if link.startswith(("http", "//"))], page
+
+
+def test_pages_opened_from_disk_can_be_searched(site) -> None:
+    with chromium_page(width=400, height=800, scheme="dark") as page:
+        page.goto((site / "index.html").as_uri())
+        page.keyboard.press("/")
+        page.keyboard.type("photos without cameras")
+        page.wait_for_selector(".md-search-result__link")
+        assert page.locator(".md-search-result__link", has_text="Photos without cameras").count()
 
 
 def test_formulas_and_functions_are_drawn(site) -> None:
