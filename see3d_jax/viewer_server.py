@@ -24,6 +24,7 @@ from see3d_jax.files import write_text
 from see3d_jax.geometry.scene_files import read_transforms
 from see3d_jax.media import image_bytes
 from see3d_jax.pipelines.inputs import has_cameras
+from see3d_jax.pipelines.scene_export import CAMERAS_FILE
 from see3d_jax.pipelines.scene_page import splat_bytes, viewer_data, viewer_section
 from see3d_jax.splatting.formats import FORMATS, read_gaussians
 
@@ -36,7 +37,7 @@ class Found:
 
     Attributes:
       folder: where paths are saved (in `paths/`).
-      cameras: folder of a posed scene, or None.
+      cameras: folder of a posed scene or of `see3d reconstruct`, or None.
       gaussians: .ply, .splat or .spz file, or None.
     """
 
@@ -62,14 +63,17 @@ def find_scene(path: Path) -> Found | None:
         (path / "point_cloud.ply", path),
     ):
         if gaussians.is_file():
-            known = cameras if has_cameras(cameras) else _cameras_beside(path)
+            known = cameras if has_cameras(cameras) else _cameras_beside(gaussians.parent)
             return Found(path, known, gaussians)
     return Found(path, path, None) if has_cameras(path) else None
 
 
 def _cameras_beside(folder: Path) -> Path | None:
+    """Of a fitted scene: the views that `see3d create` fitted it to, else its own cameras."""
     views = folder.parent / "views"
-    return views if folder.name == "gaussians" and has_cameras(views) else None
+    if folder.name == "gaussians" and has_cameras(views):
+        return views
+    return folder if (folder / CAMERAS_FILE).is_file() else None
 
 
 def open_server(found: Found, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:

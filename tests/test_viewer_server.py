@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -18,10 +19,12 @@ from PIL import Image
 
 from see3d_jax import html
 from see3d_jax.errors import InputError
+from see3d_jax.files import write_json
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, stack
 from see3d_jax.geometry.scene_files import PosedImages, read_transforms, write_transforms
 from see3d_jax.media import data_uri, write_image
 from see3d_jax.pipelines.generation import _camera_path
+from see3d_jax.pipelines.scene_export import write_cameras
 from see3d_jax.pipelines.scene_page import splat_bytes, viewer_data, viewer_section
 from see3d_jax.splatting.formats import write_ply, write_splat
 from see3d_jax.splatting.gaussians import Gaussians
@@ -231,6 +234,28 @@ def test_scenes_are_found_in_whatever_holds_them(folder, tmp_path, gaussians) ->
     assert find_scene(tmp_path / "empty") is None
     with pytest.raises(InputError, match="no such file or folder"):
         find_scene(tmp_path / "nowhere")
+
+
+def test_a_fitted_scene_comes_with_its_cameras_and_photos(
+    folder, cameras, gaussians, tmp_path
+) -> None:
+    """What `see3d reconstruct` leaves; the photos are where it found them, or gone."""
+    fitted = tmp_path / "fitted"
+    write_ply(fitted / "point_cloud.ply", gaussians)
+    names = ("00000", "photo")
+    write_cameras(fitted / "cameras.json", dict(zip(names, cameras[::2], strict=True)))
+    write_image(fitted / "renders/photo.png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    write_json(fitted / "metrics.json", {"input": "../out/views"})
+    for place in (fitted, fitted / "point_cloud.ply"):
+        assert find_scene(place).cameras == fitted
+    entries = viewer_data(fitted, gaussians, data_uri)["cameras"]
+    assert [(e["name"], e["kind"]) for e in entries] == [("00000", "view"), ("photo", "photo")]
+    labels = [[picture["label"] for picture in entry["pictures"]] for entry in entries]
+    assert labels == [["view"], ["photo", "scene (held out)"]]
+    np.testing.assert_allclose(entries[1]["world_to_camera"], cameras[2].world_to_camera, atol=1e-5)
+    shutil.rmtree(folder / "views")
+    entries = viewer_data(fitted, gaussians, data_uri)["cameras"]
+    assert [len(entry["pictures"]) for entry in entries] == [0, 1]
 
 
 def test_a_path_is_checked_before_it_is_written(tmp_path) -> None:

@@ -139,6 +139,7 @@ def reconstruct(
     train_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in train]
     metrics = {
         "command": COMMAND,
+        "input": os.path.relpath(scene.root, output),  # from here, where the photos are
         **_scores(test, test_renders, "psnr", "ssim"),
         **_scores(train, train_renders, "train_psnr", "train_ssim"),
         "num_gaussians": int(occupied(scene_of_gaussians).count),

@@ -7,6 +7,7 @@ opens from disk, without a server, and nothing is loaded from elsewhere.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -18,8 +19,10 @@ import numpy as np
 from see3d_jax import html
 from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera
+from see3d_jax.geometry.scene_files import read_inria_cameras
 from see3d_jax.media import data_uri, read_image
-from see3d_jax.pipelines.inputs import load_depth_file, load_scene
+from see3d_jax.pipelines.inputs import has_cameras, load_depth_file, load_scene
+from see3d_jax.pipelines.scene_export import CAMERAS_FILE
 from see3d_jax.splatting.formats import most_visible_first, read_ply, write_splat
 from see3d_jax.splatting.gaussians import Gaussians
 
@@ -38,12 +41,15 @@ def viewer_data(
     """What the script needs to know of a scene, as JSON values.
 
     Args:
-      cameras: folder of `see3d generate`, or any posed scene; None: no cameras are known.
+      cameras: folder of `see3d generate` or `reconstruct`, or any posed scene; None: no cameras
+        are known.
       gaussians: the scene, for its size and the kind of its colours; None: there is none.
       link: gives the pictures an address: data, or a place on the server.
       **more: further fields: `splats` and `save`, addresses on the server.
     """
-    entries = [] if cameras is None else _cameras(cameras, link)
+    entries = []
+    if cameras is not None:
+        entries = (_cameras if has_cameras(cameras) else _fitted_cameras)(cameras, link)
     radius, focus, harmonics = 1.0, 3.0, 1
     if gaussians is not None:
         means, harmonics = np.asarray(gaussians.means), int(gaussians.sh.shape[1])
@@ -172,6 +178,29 @@ def _cameras(folder: Path, link: Link) -> list[dict[str, Any]]:
                 **_camera_fields(camera),
             }
         )  # fmt: skip
+    return entries
+
+
+def _fitted_cameras(folder: Path, link: Link) -> list[dict[str, Any]]:
+    """Of a folder of `see3d reconstruct`: its cameras, and the photos if they are still there."""
+    posed = read_inria_cameras(folder / CAMERAS_FILE)
+    photos: dict[str, Path] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        scene = load_scene(folder / metrics["input"])
+        photos = dict(zip(scene.names, scene.image_paths, strict=True))
+    entries = []
+    for name, camera in zip(posed.files, posed.cameras, strict=True):
+        file = photos.get(name)
+        kind = "view" if file is not None and file.parent.name == "views" else "photo"
+        held_out = folder / "renders" / f"{name}.png"
+        pictures = [
+            {"label": label, "src": link(_small(picture))}
+            for label, picture in ((kind, file), ("scene (held out)", held_out))
+            if picture is not None and picture.is_file()
+        ]
+        fields = {"name": name, "kind": kind, "pictures": pictures}
+        entries.append(fields | _camera_fields(camera))
     return entries
 
 
