@@ -12,31 +12,28 @@ from pathlib import Path
 
 import click
 
+from see3d_jax import cli_options
 from see3d_jax.cli_create import create
 from see3d_jax.cli_evaluate import evaluate
 from see3d_jax.cli_export import export
+from see3d_jax.cli_options import PATH
 from see3d_jax.cli_output import finish, note, output_options, say, shows_progress
 from see3d_jax.errors import run_command
 
-_PATH = click.Path(path_type=Path)
 # Options of reconstruct that are fields of FitConfig.
 _IN_CONFIG = (
     "lpips_weight", "depth_weight", "depth_free_scale", "smooth_weight", "exposure", "densify",
 )  # fmt: skip
 
 
-def _say_which_weights(
-    context: click.Context, parameter: click.Parameter, value: Path | None
-) -> Path | None:
+def _say_which_weights(checkpoint: Path | None) -> None:
     """Says so when the small weights inside the package stand in for --checkpoint."""
-    del parameter
-    if value is None and not context.resilient_parsing:
+    if checkpoint is None:
         note(
             "note: no --checkpoint, so the small model inside the package is used: it was trained "
             "on a CPU and is rough; for better views give a longer run (docs/training.md) or "
             "released weights (tools.convert_see3d)"
         )
-    return value
 
 
 @click.group(
@@ -76,35 +73,27 @@ Examples:
 """,
 )
 @click.option(
-    "--input", "source", type=_PATH, required=True, metavar="PHOTO_OR_FOLDER",
+    "--input", "source", type=PATH, required=True, metavar="PHOTO_OR_FOLDER",
     help="One photo (give --depth), a folder with transforms.json, a COLMAP model or an INRIA "
     "cameras.json, or a folder of photos alone: their cameras are found (pycolmap) and kept in "
     "OUTPUT_cameras. Or ready warps as the official release takes them (reference_images/, "
     "warp_images/): then no --trajectory.",
 )  # fmt: skip
 @click.option(
-    "--depth", type=_PATH, metavar="FILE",
+    "--depth", type=PATH, metavar="FILE",
     help="Planar depth of the (first) reference: .npy, .npz, .pfm or .exr in any unit, or 16-bit "
     ".png in steps of 1/1000; or a depth network (.onnx, see --depth-kind). Default: the folder's "
     "own depth, else stereo between two or more --reference frames.",
 )  # fmt: skip
-@click.option(
-    "--depth-kind", type=click.Choice(["disparity", "affine", "metric"]), default=None,
-    help="What the depth network outputs, where its metadata does not say so: inverse depth or "
-    "depth up to scale and shift, or metres.",
-)  # fmt: skip
+@cli_options.depth_kind
 @click.option(
     "--trajectory", default=None, metavar="MOVE_OR_FILE",
     help="orbit, spiral, forward, dolly_zoom, lemniscate or look_around (scaled by the depth of "
     "the first reference); interpolate (a smooth path through the references); or a file of "
     "cameras: transforms.json, CSV (x, y, z, qw, qx, qy, qz), COLMAP folder.",
 )  # fmt: skip
-@click.option(
-    "--checkpoint", type=_PATH, default=None, metavar="DIR", callback=_say_which_weights,
-    help="Workdir of a training run, released weights made by tools.convert_see3d, or a packed "
-    "model of tools.export_tiny [default: the small model inside the package].",
-)  # fmt: skip
-@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
+@cli_options.checkpoint
+@cli_options.output
 @click.option(
     "--views", type=int, default=None, metavar="N",
     help="How many views [default: 8; all cameras of a FILE]. More than a FILE has: a smooth path "
@@ -116,29 +105,16 @@ Examples:
     "first, with two neighbours where depth has to come from stereo].",
 )  # fmt: skip
 @click.option(
-    "--matcher", type=_PATH, default=None, metavar="FILE",
+    "--matcher", type=PATH, default=None, metavar="FILE",
     help="A learned matcher (.onnx) for photos without cameras [default: SIFT].",
 )  # fmt: skip
 @click.option(
     "--fov", type=float, default=None, metavar="DEGREES",
     help="Horizontal field of view of a photo whose camera is unknown [default: 55].",
 )  # fmt: skip
-@click.option(
-    "--steps", type=int, default=None, metavar="N",
-    help="Denoising steps [default: what the training run evaluated with; 25 for released "
-    "weights].",
-)  # fmt: skip
-@click.option(
-    "--guidance", type=float, default=None, metavar="G",
-    help="G in (1 + G)·cond − G·uncond [default: what the training run evaluated with; 2 for "
-    "released weights].",
-)  # fmt: skip
-@click.option(
-    "--sampler", type=click.Choice(["ddim", "fast", "official"]), default="ddim",
-    show_default=True,
-    help="fast: second order, for 10 to 20 steps; official: the released pipeline with its "
-    "quirks (50 steps are 53 network calls).",
-)  # fmt: skip
+@cli_options.steps
+@cli_options.guidance
+@cli_options.sampler
 @click.option(
     "--unet", default=None, metavar="NAME",
     help="Which of the released UNets [default: single for one reference, sparse for more].",
@@ -147,17 +123,14 @@ Examples:
     "--prompt", default=None, metavar="TEXT",
     help="Words for the model's context, if it has CLIP's text tower [default: none, as released].",
 )  # fmt: skip
-@click.option(
-    "--size", type=int, default=None, metavar="PIXELS",
-    help="Side of the square of equal area to work at [default: the model's].",
-)  # fmt: skip
+@cli_options.size
 @click.option(
     "--composite/--no-composite", default=None,
     help="Put the known pixels of the warp back into views/ (both are always written) [default: "
     "for small models, whose codec loses details].",
 )  # fmt: skip
 @click.option(
-    "--truth", type=_PATH, default=None, metavar="FOLDER",
+    "--truth", type=PATH, default=None, metavar="FOLDER",
     help="Posed folder holding the true images of the trajectory, to score against "
     "[default: --input, when the trajectory is its transforms.json].",
 )  # fmt: skip
@@ -167,11 +140,11 @@ Examples:
     "references]. Rounds are kept in OUTPUT/rounds until the end: a run that was killed goes on.",
 )  # fmt: skip
 @click.option(
-    "--sr", type=_PATH, default=None, metavar="DIR",
+    "--sr", type=PATH, default=None, metavar="DIR",
     help="Enlarge the views by two at the end, with the weights in DIR: a training run of "
     "configs/superres.py, or released weights with the UNet SR. They are written to enlarged/.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
+@cli_options.seed
 @output_options
 def generate(output: Path, **options: object) -> None:
     """Generates new views of a photo along a camera path.
@@ -187,6 +160,7 @@ def generate(output: Path, **options: object) -> None:
     from see3d_jax.pipelines.sfm import beside
 
     check_output_folder(output)
+    _say_which_weights(options["checkpoint"])
     if holds_ready_warps(options["source"]):
         _fill_ready_warps(output, options)
         return
@@ -233,38 +207,28 @@ Examples:
 """,
 )
 @click.option(
-    "--input", "source", type=_PATH, required=True, metavar="FOLDER",
+    "--input", "source", type=PATH, required=True, metavar="FOLDER",
     help="Posed photos; their depth, if there is any, tells what stands in front of the edit.",
 )  # fmt: skip
 @click.option(
     "--reference", required=True, metavar="INDEX_OR_NAME", help="The frame that was edited."
 )
-@click.option("--edited", type=_PATH, required=True, metavar="IMAGE", help="That frame, edited.")
+@click.option("--edited", type=PATH, required=True, metavar="IMAGE", help="That frame, edited.")
 @click.option(
-    "--region", type=_PATH, required=True, metavar="IMAGE", help="White where it was edited."
+    "--region", type=PATH, required=True, metavar="IMAGE", help="White where it was edited."
 )
 @click.option(
-    "--edited-depth", type=_PATH, default=None, metavar="FILE",
+    "--edited-depth", type=PATH, default=None, metavar="FILE",
     help="Planar depth after the edit, if it changed the shape [default: as before].",
 )  # fmt: skip
-@click.option(
-    "--checkpoint", type=_PATH, default=None, metavar="DIR", callback=_say_which_weights,
-    help="As of generate.",
-)  # fmt: skip
-@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
+@cli_options.checkpoint
+@cli_options.output
 @click.option("--views", type=int, default=None, metavar="N", help="Of the others [default: all].")
-@click.option(
-    "--steps", type=int, default=None, metavar="N",
-    help="Denoising steps [default: what the training run evaluated with; 25 for released "
-    "weights].",
-)  # fmt: skip
-@click.option("--guidance", type=float, default=None, metavar="G", help="As of generate.")
-@click.option(
-    "--sampler", type=click.Choice(["ddim", "fast", "official"]), default="ddim",
-    show_default=True,
-)  # fmt: skip
-@click.option("--size", type=int, default=None, metavar="PIXELS", help="As of generate.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@cli_options.steps
+@cli_options.guidance
+@cli_options.sampler
+@cli_options.size
+@cli_options.seed
 @output_options
 def edit(output: Path, **options: object) -> None:
     """Carries the edit of one photo to the other photos of a scene.
@@ -276,6 +240,7 @@ def edit(output: Path, **options: object) -> None:
     from see3d_jax.pipelines.export import check_output_folder, write_generated
 
     check_output_folder(output)
+    _say_which_weights(options["checkpoint"])
     result = run(**options)
     written = write_generated(result, output)
     for warning in result.run["warnings"]:
@@ -294,11 +259,11 @@ Examples:
 """,
 )
 @click.option(
-    "--input", "source", type=_PATH, required=True, metavar="DIR",
+    "--input", "source", type=PATH, required=True, metavar="DIR",
     help="Posed views (nerfstudio transforms.json, COLMAP model, INRIA cameras.json), or photos "
     "alone: their cameras are found (pycolmap) and kept in OUTPUT_cameras.",
 )  # fmt: skip
-@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
+@cli_options.output
 @click.option("--steps", type=int, default=None, help="Optimisation steps.")
 @click.option("--gaussians", "num_gaussians", type=int, default=None, help="Number of Gaussians.")
 @click.option("--max-size", type=int, default=None, metavar="PIXELS", help="Longest image side.")
@@ -331,7 +296,7 @@ Examples:
     "--densify", type=click.Choice(["mcmc", "classic"]), default="mcmc", show_default=True,
     help="How the scene grows: as 3DGS-MCMC, or as the first 3DGS.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
+@cli_options.seed
 @output_options
 def reconstruct(source: Path, output: Path, **options: object) -> None:
     """Fits a scene of 3D Gaussians to posed views and scores it on held-out ones.
@@ -360,7 +325,7 @@ Examples:
   see3d view workdir --describe
 """,
 )
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8008, show_default=True,
     help="Of the viewer; 0 takes any free one.",
@@ -401,7 +366,7 @@ Examples:
   see3d info out/scene/point_cloud.ply --json
 """
 )
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @output_options
 def info(path: Path) -> None:
     """Explains PATH: a checkpoint, weights, record shards, Gaussians, a scene, a result.

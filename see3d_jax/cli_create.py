@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from see3d_jax import cli_options
+from see3d_jax.cli_options import PATH
 from see3d_jax.cli_output import finish, note, output_options, say, shows_progress
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command(
@@ -24,25 +24,19 @@ Examples:
   see3d view out/room
 """
 )
-@click.argument("photos", nargs=-1, type=_PATH, metavar="PHOTO…")
-@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
+@click.argument("photos", nargs=-1, type=PATH, metavar="PHOTO…")
+@cli_options.output
 @click.option(
     "--preset", type=click.Choice(["draft", "normal", "best"]), default="normal",
     show_default=True, help="How much work to put in.",
 )  # fmt: skip
+@cli_options.checkpoint
 @click.option(
-    "--checkpoint", type=_PATH, default=None, metavar="DIR",
-    help="As of generate [default: the small model inside the package].",
-)  # fmt: skip
-@click.option(
-    "--depth", type=_PATH, default=None, metavar="FILE",
+    "--depth", type=PATH, default=None, metavar="FILE",
     help="Depth map of a single photo, or a depth network (.onnx) for any number [default: the "
     "folder's own depth, else stereo between the photos].",
 )  # fmt: skip
-@click.option(
-    "--depth-kind", type=click.Choice(["disparity", "affine", "metric"]), default=None,
-    help="What the depth network outputs, where its metadata does not say so.",
-)  # fmt: skip
+@cli_options.depth_kind
 @click.option(
     "--trajectory", default=None, metavar="MOVE_OR_FILE",
     help="As of generate [default: interpolate through the photos; orbit around a single one].",
@@ -52,8 +46,8 @@ Examples:
     "--fov", type=float, default=None, metavar="DEGREES",
     help="Horizontal field of view of a single photo [default: 55].",
 )  # fmt: skip
-@click.option("--steps", type=int, default=None, metavar="N", help="As of generate.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@cli_options.steps
+@cli_options.seed
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and stop.")
 @output_options
 def create(photos: tuple[Path, ...], output: Path, only_plan: bool, **options: object) -> None:

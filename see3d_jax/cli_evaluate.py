@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from see3d_jax import cli_options
+from see3d_jax.cli_options import PATH
 from see3d_jax.cli_output import finish, note, output_options, say
 
-_PATH = click.Path(path_type=Path)
 # Named here and not taken from the registry, so that --help imports nothing heavy; a test compares.
 BENCHMARK_NAMES = (
     "llff", "dtu", "mipnerf360", "tanks_and_temples", "realestate10k", "co3d", "folder",
@@ -33,14 +34,11 @@ Examples:
     help="Whose layout and protocol; folder: any posed scenes.",
 )  # fmt: skip
 @click.option(
-    "--data", type=_PATH, required=True, metavar="DIR",
+    "--data", type=PATH, required=True, metavar="DIR",
     help="One scene, or a folder of scenes, as they are distributed (docs/evaluation.md).",
 )  # fmt: skip
-@click.option(
-    "--checkpoint", type=_PATH, default=None, metavar="DIR",
-    help="As of generate [default: the small model inside the package].",
-)  # fmt: skip
-@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Result folder.")
+@cli_options.checkpoint
+@cli_options.output
 @click.option(
     "--inputs", type=int, multiple=True, metavar="N",
     help="How many views are given; repeat for several tables [default: the benchmark's: 3, 6 and "
@@ -48,7 +46,7 @@ Examples:
 )  # fmt: skip
 @click.option("--scene", "scenes", multiple=True, metavar="NAME", help="Only these; repeat.")
 @click.option(
-    "--splits", type=_PATH, default=None, metavar="DIR",
+    "--splits", type=PATH, default=None, metavar="DIR",
     help="Holds SCENE/train_test_split_N.json [default: the scene's own folder, else the "
     "benchmark's rule].",
 )  # fmt: skip
@@ -58,13 +56,10 @@ Examples:
     "(stereo with frames that are neither given nor scored) or a depth network (.onnx). auto: the "
     "scene's, else stereo of 3 or more, else neighbours.",
 )  # fmt: skip
-@click.option("--size", type=int, default=None, metavar="PIXELS", help="As of generate.")
-@click.option("--steps", type=int, default=None, metavar="N", help="As of generate.")
-@click.option("--guidance", type=float, default=None, metavar="G", help="As of generate.")
-@click.option(
-    "--sampler", type=click.Choice(["ddim", "fast", "official"]), default="ddim",
-    show_default=True,
-)  # fmt: skip
+@cli_options.size
+@cli_options.steps
+@cli_options.guidance
+@cli_options.sampler
 @click.option("--views-per-round", type=int, default=None, metavar="N", help="As of generate.")
 @click.option(
     "--test-views", type=int, default=None, metavar="N",
@@ -77,7 +72,7 @@ Examples:
 @click.option("--fit-steps", type=int, default=2000, show_default=True, help="Of each fit.")
 @click.option("--gaussians", type=int, default=15_000, show_default=True, help="Of each fit.")
 @click.option("--lpips/--no-lpips", "with_lpips", default=True, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@cli_options.seed
 @output_options
 def evaluate(
     benchmark: str, data: Path, output: Path, checkpoint: Path | None, inputs: tuple[int, ...],

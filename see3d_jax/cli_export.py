@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
+from see3d_jax.cli_options import PATH
 from see3d_jax.cli_output import finish, output_options
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command(
@@ -20,15 +19,15 @@ Examples:
   see3d export out/scene --mesh --resolution 384 --output mesh.ply
 """,
 )
-@click.argument("scene", type=_PATH)
+@click.argument("scene", type=PATH)
 @click.option(
-    "--output", type=_PATH, required=True, metavar="FILE",
+    "--output", type=PATH, required=True, metavar="FILE",
     help=".ply, .splat or .spz: the Gaussians; .obj or .glb: a mesh with coloured vertices "
     "(pip install '.[mesh]').",
 )  # fmt: skip
 @click.option("--mesh", is_flag=True, help="Write the mesh to a .ply as well.")
 @click.option(
-    "--cameras", type=_PATH, default=None, metavar="FILE",
+    "--cameras", type=PATH, default=None, metavar="FILE",
     help="For a mesh: the cameras.json or transforms.json to look from [default: the cameras.json "
     "beside the scene].",
 )  # fmt: skip
