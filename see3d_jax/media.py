@@ -161,8 +161,9 @@ def contact_sheet(
 ) -> np.ndarray:
     """Rows of images → one labelled uint8 picture. Rows may have different lengths.
 
-    Every cell takes the size of the first image, or `cell_height` with that image's aspect;
-    enlarged cells use nearest neighbour, so that small model outputs are shown as they are.
+    Every cell has the size of the first image, or `cell_height` with that image's aspect; images
+    of another shape stand in the middle of theirs. Enlarging uses nearest neighbour, so that small
+    model outputs are shown as they are.
     """
     height, width = np.asarray(rows[0][0]).shape[:2]
     if cell_height is not None:
@@ -185,12 +186,13 @@ def contact_sheet(
             draw.text((6, y + height // 2 - 8), row_labels[r], (235, 235, 235), font)
         for c, cell in enumerate(row):
             cell_image = Image.fromarray(to_uint8(cell)).convert("RGB")
-            if cell_image.size != (width, height):
-                grow = height > cell_image.height
-                cell_image = cell_image.resize(
-                    (width, height), Image.Resampling.NEAREST if grow else Image.Resampling.LANCZOS
-                )
-            sheet.paste(cell_image, (left + gap + c * (width + gap), y))
+            scale = min(width / cell_image.width, height / cell_image.height)
+            size = tuple(max(1, round(length * scale)) for length in cell_image.size)
+            if cell_image.size != size:
+                how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+                cell_image = cell_image.resize(size, how)
+            x = left + gap + c * (width + gap)
+            sheet.paste(cell_image, (x + (width - size[0]) // 2, y + (height - size[1]) // 2))
     return np.asarray(sheet)
 
 

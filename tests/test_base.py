@@ -118,6 +118,14 @@ class _Balance(HTMLParser):
         self.text += data
 
 
+def test_a_contact_sheet_does_not_stretch_images_of_another_shape() -> None:
+    wide = np.zeros((20, 40, 3), np.uint8)
+    sheet = media.contact_sheet([[wide, np.full((40, 20, 3), 255, np.uint8)]], gap=0)
+    columns, rows = (np.flatnonzero((sheet == 255).all(-1).any(axis)) for axis in (0, 1))
+    assert sheet.shape == (20, 80, 3) and len(rows) == 20
+    assert (columns.min(), columns.max()) == (55, 64)  # the middle of its cell
+
+
 def test_pages_are_balanced_escaped_and_self_contained(tmp_path):
     picture = html.image(np.zeros((4, 4, 3)), 'a "quoted" <caption>')
     html.write_page(

@@ -151,7 +151,7 @@ def create(
     )  # fmt: skip
     posed_scene = load_scene(scene)
     lost = len(files) - len(posed_scene)
-    sizes = dict.fromkeys(f"{camera.width}×{camera.height}" for camera in posed_scene.cameras)
+    sizes = dict.fromkeys("{}×{}".format(*image_size(file)) for file in files)
     if len(sizes) > 1:
         notes.append(
             f"the photos differ in size ({', '.join(sizes)}): each keeps its own, the views have "
