@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -415,8 +416,10 @@ def _camera_path(cameras: list[Camera], frames: int) -> list[Camera]:
     path = np.tile(np.eye(4), (frames, 1, 1))
     path[:, :3, :3] = rotation
     path[:, :3, 3] = -np.einsum("fij,fj->fi", rotation, centre)
-    first = max(cameras, key=lambda camera: camera.width * camera.height)  # the sharpest lens
-    return [Camera(first.intrinsics, m.astype(np.float32), first.width, first.height) for m in path]
+    # The sharpest lens of those that are held as most are, upright or lying.
+    held = Counter(camera.width > camera.height for camera in cameras)
+    lens = max(cameras, key=lambda c: (held[c.width > c.height], c.width * c.height))
+    return [Camera(lens.intrinsics, m.astype(np.float32), lens.width, lens.height) for m in path]
 
 
 def _chain(positions: np.ndarray) -> list[int]:
