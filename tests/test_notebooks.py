@@ -18,7 +18,7 @@ MOST_BYTES = 300_000
 
 
 def execute(name: str, folder: Path, monkeypatch, **environment: str) -> str:
-    """Runs a notebook in `folder`; everything it printed."""
+    """Runs a notebook in `folder`; everything it printed, without the bars on stderr."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
@@ -36,6 +36,7 @@ def execute(name: str, folder: Path, monkeypatch, **environment: str) -> str:
         for cell in notebook.cells
         if cell.cell_type == "code"
         for output in cell.outputs
+        if output.get("name") == "stdout"
     )
 
 
