@@ -18,6 +18,8 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "error: cannot create $(VENV); on Debian: apt-get install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m data_prep.install_detector || \
+		echo "note: everything else is installed; curation uses OpenCV's weaker detector until that works" >&2
 	@touch $(STAMP)
 
 demo: install

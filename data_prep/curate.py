@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import click
 
 from see3d_jax.errors import InputError, WorkError, run_command
+from see3d_jax.files import write_text
 
 if TYPE_CHECKING:
     from data_prep.runners import Runner
@@ -75,9 +76,10 @@ class Job:
 @click.option("--all-stages", is_flag=True, help="Measure every score of every clip, also of "
               "rejected ones, for data_prep.evaluate --leave-one-out.")  # fmt: skip
 @click.option("--max-clip-seconds", default=10.0, type=click.FloatRange(0.5), show_default=True)
-@click.option("--semantic", default="opencv", show_default=True,
-              help="Detector: opencv (people), off, an .onnx file, or the .tgz of "
-              "`npm pack @mediapipe/objectron` (people and animals).")  # fmt: skip
+@click.option("--semantic", default="auto", show_default=True,
+              help="Detector: objectron (people and animals; see data_prep.install_detector), "
+              "opencv (people; weak), off, or an .onnx file. auto is objectron where it is "
+              "installed, else opencv; reruns keep what the first run took.")  # fmt: skip
 @click.option("--flow", default="dis", show_default=True,
               help="Optical flow: dis, or RAFT weights of tools.convert_raft.")  # fmt: skip
 @click.option("--tracker", default="lk", show_default=True, help="Point tracks: lk, or a network "
@@ -228,7 +230,7 @@ def curate(
 
     from data_prep.report import write_report
     from data_prep.runners import Runner, WorkerLost, run_jobs
-    from data_prep.shards import error_line, merge, video_key
+    from data_prep.shards import error_line, merge, model_hashes, video_key
 
     work = output / ".work" / "videos"
     scratch = output / ".work" / "scratch"
@@ -238,8 +240,10 @@ def curate(
         scratch.mkdir()
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror})") from None
+    settings = dataclasses.replace(settings, semantic=choose_detector(settings.semantic, output))
+    models = model_hashes(settings)
     jobs = [
-        Job(path, name, work / video_key(path, name, settings), scratch, settings)
+        Job(path, name, work / video_key(path, name, settings, models), scratch, settings)
         for path, name in files
     ]
     todo = [job for job in jobs if not (job.folder / "result.json").is_file()]
@@ -275,6 +279,36 @@ def curate(
     return lines
 
 
+def choose_detector(name: str, output: Path) -> str:
+    """What `--semantic name` means in this output folder; asked once, by the driver.
+
+    `auto` stays what it was when the folder was begun, so that a rerun on a machine with another
+    detector repeats nothing and mixes nothing. Raises InputError for a detector that is not here.
+    """
+    from data_prep.install_detector import COMMAND
+    from data_prep.semantic import make_detector, settled
+
+    note, here = output / ".work" / "detector", settled(name)
+    if name == "auto" and note.is_file():
+        before = note.read_text().strip()
+        if before != here:
+            click.echo(
+                f"note: {output} was begun with --semantic {before} and goes on with it; give "
+                f"--semantic {here} to judge everything anew",
+                err=True,
+            )
+        here = before
+    elif name == "auto" and here == "opencv":
+        click.echo(
+            "warning: no detector network is installed; OpenCV's takes its place, which misses "
+            f"most animals and many people. To install one (33 MB, by npm): {COMMAND}",
+            err=True,
+        )
+    make_detector(here)
+    write_text(note, here + "\n")
+    return here
+
+
 def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -286,9 +320,11 @@ def run_job(job: Job) -> None:
     """Judges one video and stores the result; trouble with one video never ends the run."""
     from data_prep.report import video_sheet
     from data_prep.runners import LimitExceeded, limited
+    from data_prep.semantic import make_detector
     from data_prep.shards import store_video
     from data_prep.stages import Verdict, judge_video
 
+    make_detector(job.settings.semantic)  # missing on this node? then no video is to blame
     started = _cpu_seconds()
     with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
         try:

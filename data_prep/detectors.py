@@ -1,7 +1,7 @@
-"""Detection networks for stage 2, read from files that the user names.
+"""Detection networks for stage 2.
 
-    Objectron   the .tgz of `npm pack @mediapipe/objectron` (Apache-2.0): SSD MobileNet v2,
-                trained on Open Images, 10 MB; runs in OpenCV, 50 ms per frame on one core
+    Objectron   out of the package of data_prep.install_detector: SSD MobileNet v2, trained on
+                Open Images, 10 MB; runs in OpenCV, 50 ms per frame on one core
     ONNX        any COCO model with the outputs of YOLO v5-v11, YOLO with its non-maximum
                 suppression inside, RT-DETR, DETR or Mask R-CNN; runs in onnxruntime
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.install_detector import COMMAND
 from data_prep.semantic import Detection, Detector
 from see3d_jax.errors import InputError
 from see3d_jax.onnx_models import open_session
@@ -78,11 +79,9 @@ def _unpack_objectron(path: Path) -> tuple[list[str], bytes]:
         labels = parts["object_detection_oidv4_labelmap.txt"].decode().split("\n")
         return labels, parts["object_detection_ssd_mobilenetv2_oidv4_fp16.tflite"]
     except OSError as error:
-        raise InputError(f"--semantic {path}: cannot be read ({error.strerror})") from None
-    except (tarfile.TarError, KeyError, AttributeError, ValueError):
-        raise InputError(
-            f"--semantic {path}: is not the package that `npm pack @mediapipe/objectron` gives"
-        ) from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tarfile.TarError, EOFError, KeyError, AttributeError, ValueError):
+        raise InputError(f"{path}: is damaged; delete it and run `{COMMAND}`") from None
 
 
 def ssd_anchors(side: int) -> np.ndarray:

@@ -1,20 +1,23 @@
 """Stage 2, semantic dynamic recognition: clips that show people or animals most of the time.
 
 A detector is a function frame [H, W, 3] uint8 RGB → detections of classes that may move. The
-default needs no download: the HOG pedestrian detector and the frontal-face cascade inside OpenCV,
-at thresholds where buildings and foliage rarely fire. It misses seated people from behind, small
-people and animals; those that move are left to the dynamic stage, those that stand still pass.
-Networks with weights of their own are in data_prep.detectors.
+default is a network in a package that data_prep.install_detector installs; where it is not
+installed, what OpenCV brings: HOG pedestrians and frontal faces, at thresholds where buildings and
+foliage rarely fire. Those miss seated people from behind, small people and animals; the ones that
+move are left to the dynamic stage, the ones that stand still pass. Networks are in
+data_prep.detectors.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 
 import numpy as np
 
+from data_prep.install_detector import COMMAND, package_path
 from see3d_jax.errors import InputError
 
 HOG_THRESHOLD = 1.5  # SVM margin; façades and trees reach 1.4
@@ -40,20 +43,32 @@ class Detection:
 Detector = Callable[[np.ndarray], list[Detection]]
 
 
+def settled(name: str) -> str:
+    """`auto` → the detector that it means on this machine; any other name as it is."""
+    if name != "auto":
+        return name
+    return "objectron" if package_path().is_file() else "opencv"
+
+
 def make_detector(name: str) -> Detector:
-    """`opencv`, `off`, an Objectron package (.tgz) or an .onnx file → detector."""
+    """`auto`, `objectron`, `opencv`, `off` or an .onnx file → detector."""
+    name = settled(name)
     if name == "opencv":
         return detect_people
     if name == "off":
         return lambda frame: []
     from data_prep import detectors
 
-    if name.endswith(".tgz"):
-        return detectors.objectron(name)
+    if name == "objectron":
+        if not package_path().is_file():
+            raise InputError(
+                f"--semantic objectron: is not installed in {sys.prefix}; run `{COMMAND}` there"
+            )
+        return detectors.objectron(str(package_path()))
     if name.endswith(".onnx"):
         return detectors.onnx(name)
     raise InputError(
-        f"--semantic: expected opencv, off, an .onnx detector or the Objectron .tgz, got {name!r}"
+        f"--semantic: expected auto, objectron, opencv, off or an .onnx detector, got {name!r}"
     )
 
 

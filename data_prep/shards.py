@@ -5,8 +5,9 @@
                             sheet.jpg        contact sheet for report.html
                             timing.json      CPU seconds per stage, in no compared output
 
-KEY hashes the file's name, size and time and the settings, so a changed file or setting is judged
-anew and everything else is reused. A video's folder appears by one rename when it is complete.
+KEY hashes the file's name, size and time, the settings and the networks they name, so whatever
+changes is judged anew and everything else is reused. A video's folder appears by one rename when it
+is complete.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.install_detector import package_path
 from data_prep.rules import recorded_thresholds
 from data_prep.stages import Clip, Settings, Verdict
 from see3d_jax.data.records import ClipRecord, encode, encode_jpeg, write_shards
@@ -29,14 +31,22 @@ SHARD_BYTES = 256 * 10**6
 FORMAT = 2  # raise it when verdicts or records change, so that old results are not reused
 
 
-def video_key(path: Path, name: str, settings: Settings) -> str:
-    """Folder name of a video's results."""
+def model_hashes(settings: Settings) -> dict[str, str]:
+    """sha256 of every file with weights that the settings name, by the setting."""
+    named = {name: Path(getattr(settings, name)) for name in ("semantic", "flow", "tracker")}
+    if settings.semantic == "objectron":
+        named["semantic"] = package_path()
+    return {name: _sha256(path) for name, path in named.items() if path.is_file()}
+
+
+def video_key(path: Path, name: str, settings: Settings, models: Mapping[str, str]) -> str:
+    """Folder name of a video's results, judged with networks of these hashes."""
     try:
         status = path.stat()
         state = [status.st_size, status.st_mtime_ns]
     except OSError:
         state = []
-    text = json.dumps([FORMAT, name, state, dataclasses.asdict(settings)])
+    text = json.dumps([FORMAT, name, state, dataclasses.asdict(settings), models])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -155,6 +165,7 @@ def dataset_card(lines: Sequence[dict], shards: int, num_bytes: int) -> str:
     )
     errors = collections.Counter(line["reason"] for line in lines if line["decision"] == "error")
     thresholds = recorded_thresholds(lines)
+    detectors = sorted({line["scores"].get("detector", "") for line in lines} - {""})
     rows = [
         "# Static-scene clips with real viewpoint change", "",
         "Selected from raw videos by `python -m data_prep.curate` (WebVi3D, See3D Sec. 3.1).", "",
@@ -163,6 +174,7 @@ def dataset_card(lines: Sequence[dict], shards: int, num_bytes: int) -> str:
         *(f"| ... {name} | {decisions[name]} |" for name in ("keep", "reject", "error")),
         f"| clips kept, of those cut | {len(kept)} of {len(clips)} |",
         f"| frames | {frames} |", f"| hours | {seconds / 3600:.3f} |",
+        f"| detector of people and animals | {', '.join(detectors) or 'not needed'} |",
         f"| shards, megabytes | {shards}, {num_bytes / 1e6:.1f} |", "",
         "Why clips were left out:", "", "| stage | reason | clips |", "|---|---|---|",
         *(f"| {stage} | {reason} | {count} |" for (stage, reason), count in sorted(

@@ -19,7 +19,13 @@ from data_prep.dynamics import DynamicMask, choose_pairs, dynamic_mask
 from data_prep.flow import make_flow_backend
 from data_prep.parallax import PairGeometry, pair_geometry, pair_points, wide_pairs
 from data_prep.rules import Thresholds, broken_rule
-from data_prep.semantic import Detection, detect_over_time, dynamic_class_share, make_detector
+from data_prep.semantic import (
+    Detection,
+    detect_over_time,
+    dynamic_class_share,
+    make_detector,
+    settled,
+)
 from data_prep.track_models import make_tracker
 from data_prep.tracking import Tracks, track_radii
 from data_prep.video import (
@@ -38,7 +44,7 @@ class Settings:
 
     Attributes:
       seed: of the robust estimators.
-      semantic: detector, see data_prep.semantic.
+      semantic: detector, see data_prep.semantic; a run settles what `auto` means once.
       flow: backend, see data_prep.flow.
       tracker: of points, see data_prep.track_models.
       max_clip_seconds: longer shots are cut into equal clips.
@@ -57,7 +63,7 @@ class Settings:
     """
 
     seed: int = 0
-    semantic: str = "opencv"
+    semantic: str = "auto"
     flow: str = "dis"
     tracker: str = "lk"
     max_clip_seconds: float = 10.0
@@ -151,7 +157,11 @@ def judge_video(path: Path, scratch: Path, settings: Settings) -> Verdict:
     reason = furthest.reason
     if furthest.stage == "video" and video.duplicates > len(video.frames):
         reason = "slideshow or still picture"
-    scores.update(furthest.scores, thresholds=dataclasses.asdict(settings.thresholds))
+    scores |= {
+        **furthest.scores,
+        "detector": Path(settled(settings.semantic)).name,
+        "thresholds": dataclasses.asdict(settings.thresholds),
+    }
     return Verdict(furthest.decision, furthest.stage, reason, scores, clips, video.notes)
 
 
