@@ -5,7 +5,7 @@ default is a network in a package that data_prep.install_detector installs; wher
 installed, what OpenCV brings: HOG pedestrians and frontal faces, at thresholds where buildings and
 foliage rarely fire. Those miss seated people from behind, small people and animals; the ones that
 move are left to the dynamic stage, the ones that stand still pass. Networks are in
-data_prep.detectors.
+data_prep.detectors and data_prep.onnx_detectors.
 """
 
 from __future__ import annotations
@@ -57,40 +57,50 @@ def make_detector(name: str) -> Detector:
         return detect_people
     if name == "off":
         return lambda frame: []
-    from data_prep import detectors
-
     if name == "objectron":
+        from data_prep.detectors import objectron
+
         if not package_path().is_file():
             raise InputError(
                 f"--semantic objectron: is not installed in {sys.prefix}; run `{COMMAND}` there"
             )
-        return detectors.objectron(str(package_path()))
+        return objectron(str(package_path()))
     if name.endswith(".onnx"):
-        return detectors.onnx(name)
+        from data_prep.onnx_detectors import onnx
+
+        return onnx(name)
     raise InputError(
         f"--semantic: expected auto, objectron, opencv, off or an .onnx detector, got {name!r}"
     )
 
 
 def detect_people(frame: np.ndarray) -> list[Detection]:
-    """Pedestrians (HOG) and frontal faces (cascade) in one RGB frame."""
+    """Pedestrians (HOG) and frontal faces in one RGB frame [H, W, 3] uint8."""
     import cv2
 
     gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    hog, faces = _detectors()
     found = []
     if gray.shape[0] >= 128 and gray.shape[1] >= 64:
-        boxes, margins = hog.detectMultiScale(gray, winStride=(8, 8), scale=1.1)
+        boxes, margins = _pedestrians().detectMultiScale(gray, winStride=(8, 8), scale=1.1)
         for box, margin in zip(boxes, np.ravel(margins)):
             if margin >= HOG_THRESHOLD:
                 found.append(Detection("person", float(margin), tuple(int(v) for v in box)))
+    return found + find_faces(frame)
+
+
+def find_faces(frame: np.ndarray) -> list[Detection]:
+    """Frontal faces (cascade) in one RGB frame [H, W, 3] uint8."""
+    import cv2
+
+    gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     side = max(20, round(FACE_SIDE * min(gray.shape) / 480.0))
-    boxes, _, scores = faces.detectMultiScale3(
+    boxes, _, scores = _faces().detectMultiScale3(
         gray, 1.1, FACE_NEIGHBOURS, minSize=(side, side), outputRejectLevels=True
     )
-    for box, score in zip(boxes, np.ravel(scores)):
-        found.append(Detection("face", float(score), tuple(int(v) for v in box)))
-    return found
+    return [
+        Detection("face", float(score), tuple(int(v) for v in box))
+        for box, score in zip(boxes, np.ravel(scores))
+    ]
 
 
 def detect_over_time(
@@ -107,9 +117,16 @@ def dynamic_class_share(found: dict[int, list[Detection]]) -> float:
 
 
 @functools.cache
-def _detectors():
+def _pedestrians():
     import cv2
 
     hog = cv2.HOGDescriptor()
     hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
-    return hog, cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
+    return hog
+
+
+@functools.cache
+def _faces():
+    import cv2
+
+    return cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
