@@ -5,6 +5,7 @@ known, told from the shape of the first input; F has to be free, H, W and N may 
 
     CoTracker   video [1, F, 3, H, W] float32 0..255, queries [1, N, 3] float32 (frame, x, y)
                 → tracks [1, F, N, 2] (x, y), visibility [1, F, N] bool or 0..1
+                  (and confidence [1, F, N] 0..1, as CoTracker3 has it); follows points forwards
     TAPIR       video [1, F, H, W, 3] float32 -1..1, queries [1, N, 3] float32 (frame, y, x)
                 → tracks [1, N, F, 2] (x, y), occlusion [1, N, F] logits
                   (and expected_dist [1, N, F] logits)
@@ -28,6 +29,7 @@ from see3d_jax.onnx_models import open_session
 Tracker = Callable[[np.ndarray], Tracks]
 QUERIES = 256
 QUERY_FRAMES = (0.0, 0.5)  # points that appear later are asked for halfway
+SURE = {"visibility": 0.9, "visibility times confidence": 0.6}  # of CoTracker's predictors
 NETWORK_SIZE = (384, 512)  # height, width where the network leaves them free
 
 
@@ -76,6 +78,8 @@ def _network_tracker(path: str) -> Tracker:
         feed = dict(zip((value.name for value in inputs), _feed(small, queries, layout)))
         outputs = dict(zip(names, session.run(None, feed)))
         xy = read_tracks(outputs, len(frames), layout.channels_last, path)[: len(queries)]
+        if not layout.channels_last:  # before its query CoTracker has nothing to say of a point
+            xy[np.arange(len(frames)) < queries[:, :1]] = np.nan
         scale = np.array([frames.shape[2] / width, frames.shape[1] / height], np.float32)
         return Tracks(xy * scale, (frames.shape[2], frames.shape[1]))
 
@@ -142,8 +146,14 @@ def read_tracks(
         shapes = {name: np.shape(value) for name, value in outputs.items()}
         raise InputError(f"--tracker {path}: unknown outputs {shapes}")
     xy, seen = np.asarray(xy)[0], np.asarray(seen)[0].astype(np.float32)
-    if visible is not None:
+    if visible is not None and np.asarray(visible).dtype == bool:
         seen = seen > 0.5
+    elif visible is not None:
+        confidence = named("conf")
+        if confidence is None:
+            seen = seen > SURE["visibility"]
+        else:
+            seen = seen * np.asarray(confidence)[0] > SURE["visibility times confidence"]
     else:  # TAPIR: seen and where it is believed to be
         distance = named("dist")
         unsure = 1.0 if distance is None else 1.0 - _sigmoid(np.asarray(distance)[0])

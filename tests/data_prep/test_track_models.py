@@ -76,7 +76,10 @@ def test_a_network_moves_the_points_at_the_size_of_the_frames(tmp_path, channels
     tracks = make_tracker(path)(frames)
     assert tracks.size == (320, 240) and len(tracks.xy) > 10
     assert np.isnan(tracks.xy[:, 0]).all(), "not visible in the first frame"
-    steps = np.diff(tracks.xy[:, 1:], axis=1)
+    later = np.isnan(tracks.xy[:, 1, 0])  # asked for halfway
+    assert 0 < later.sum() < len(later) or channels_last
+    assert not (channels_last and later.any()), "TAPIR looks back as well, CoTracker does not"
+    steps = np.diff(tracks.xy[~later, 1:], axis=1)
     np.testing.assert_allclose(steps, np.broadcast_to([30.0, -10.0], steps.shape), rtol=1e-4)
 
 
@@ -122,3 +125,13 @@ def test_both_layouts_say_where_points_are_seen():
     unsure = {"tracks": xy.transpose(0, 2, 1, 3), "occlusion": np.full((1, 3, 2), -9.0),
               "expected_dist": np.full((1, 3, 2), 9.0)}  # fmt: skip
     assert np.isnan(read_tracks(unsure, 2, points_first=True)).all()
+
+
+def test_cotracker_has_to_be_sure_of_a_point():
+    xy = np.zeros((1, 1, 3, 2), np.float32)
+    visibility = np.float32([[[0.95, 0.8, 0.7]]])
+    alone = read_tracks({"tracks": xy, "visibility": visibility}, 1, points_first=False)
+    assert np.isfinite(alone[:, 0, 0]).tolist() == [True, False, False]
+    both = {"tracks": xy, "visibility": visibility, "confidence": np.float32([[[0.5, 0.8, 0.99]]])}
+    found = read_tracks(both, 1, points_first=False)
+    assert np.isfinite(found[:, 0, 0]).tolist() == [False, True, True]
