@@ -35,6 +35,9 @@ class Thresholds:
       max_people_share: paper: reject when more than half of the frames show a dynamic class.
       min_flow_consistency: share of pixels whose forward and backward flow must agree.
       max_dynamic_score: paper: reject when S ≥ 0.25 N.
+      some_dynamic_score, clear_rigid_share: a little motion in the flow may be noise, and so may a
+        few points that fit no rigid scene; both together are not. The first is two frames of
+        twelve at the paper's lowest score, and a bit.
     """
 
     min_frames: float = 8
@@ -50,6 +53,8 @@ class Thresholds:
     max_people_share: float = 0.5
     min_flow_consistency: float = 0.7
     max_dynamic_score: float = 0.25
+    some_dynamic_score: float = 0.1
+    clear_rigid_share: float = 0.85
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +110,9 @@ RULES = (
          {"flow_consistency": ("min_flow_consistency", 1)}),
     Rule("dynamics", "something moves in the scene", {"dynamic_score": ("max_dynamic_score", -1)},
          inclusive=True),
+    Rule("dynamics", "something moves a little, in the flow and in the points",
+         {"dynamic_score": ("some_dynamic_score", -1),
+          "rigid_track_share": ("clear_rigid_share", 1)}),
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def test_a_good_clip_breaks_no_rule_and_each_rule_can_be_broken():
            {"still_track_share": 0.15}, {"parallax_share": 0.05},
            {"parallax_spread": 0.1, "travel_residual": 0.3},
            {"rigid_track_share": 0.5}, {"people_share": 0.6}, {"flow_consistency": 0.2},
-           {"dynamic_score": 0.25}]  # fmt: skip
+           {"dynamic_score": 0.25}, {"dynamic_score": 0.15, "rigid_track_share": 0.8}]  # fmt: skip
     assert [reason(**scores) for scores in bad] == [rule.reason for rule in RULES]
     for scores in bad:
         assert margin({**GOOD, **scores}, Thresholds()) <= 0
@@ -26,6 +26,8 @@ def test_a_good_clip_breaks_no_rule_and_each_rule_can_be_broken():
 def test_rules_with_two_scores_need_both_broken():
     assert reason(small_track_share=0.9, median_track_radius=10) is None
     assert reason(parallax_share=0.0, turn_residual=20.0) is None
+    assert reason(dynamic_score=0.2) is None, "a small mover, or noise of the flow"
+    assert reason(rigid_track_share=0.75) is None, "noise of the tracks"
 
 
 def test_the_paper_limits_are_exact():
