@@ -36,6 +36,6 @@ def test_precision_and_recall_on_every_known_motion():
     kept = [(seed, name) for seed, name in clips if judged(seed, name).decision == "keep"]
     wanted = [clip for clip in clips if clip[1].startswith("keep")]
     right = [clip for clip in kept if clip in wanted]
-    # measured 14 of 16: a slide before a turning camera and calm twigs pass (docs/curation.md)
-    assert len(right) >= 0.85 * len(kept), set(kept) - set(wanted)
+    # measured 14 of 15: a slide before a turning camera passes (docs/curation.md)
+    assert len(right) >= 0.9 * len(kept), set(kept) - set(wanted)
     assert len(right) >= 0.85 * len(wanted), set(wanted) - set(kept)
