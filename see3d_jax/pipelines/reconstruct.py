@@ -32,6 +32,7 @@ from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.transforms import nearest_rotation
 from see3d_jax.media import contact_sheet, read_image, to_uint8, write_image, write_mp4
 from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_mask
+from see3d_jax.pipelines.refine_cameras import RefinedCameras, refine_cameras
 from see3d_jax.pipelines.scene_export import CAMERAS_FILE, write_cameras
 from see3d_jax.pipelines.sfm import beside, open_scene
 from see3d_jax.splatting import seeds
@@ -44,6 +45,7 @@ from see3d_jax.splatting.render import render
 COMMAND = "see3d reconstruct"  # in metrics.json: how a folder is known to be ours
 MIN_IMAGE_SIZE = 32  # pixels; SSIM needs 11, and less than this is no photo
 SHEET_COLUMNS = 6
+MATCHED_SIZE = 1000  # pixels, longest side of the photos that cameras are refined by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +87,13 @@ def reconstruct(
       sh_degree: 0–3, how much colour may change with the viewing direction.
       seed: same seed, same point_cloud.ply, byte for byte.
       orbit_frames: frames of orbit.mp4 one way; it plays forth and back.
-      refine_poses: correct the cameras of the training views too; the held-out cameras follow the
-        world as it drifts.
+      refine_poses: correct the cameras first, by what the photos have in common
+        (`refine_cameras`; held-out photos find only their own camera).
       generated_weight: how much a pixel that a model made up counts beside one that a photo shows;
         used on the folders of `see3d generate`, whose masks tell them apart.
-      config: terms of the loss and rates of the optimiser; its `steps` and `refine_poses` are
-        overridden.
+      config: terms of the loss and rates of the optimiser; its `steps` are overridden. With its
+        `refine_poses` the training cameras move during the fit as well, and the held-out cameras
+        follow the world as it drifts.
       progress: show a progress bar, where stderr is a terminal.
 
     A fit that is killed leaves OUTPUT_partial.npz; the same call goes on there, and ends with the
@@ -99,7 +102,7 @@ def reconstruct(
     """
     started = time.perf_counter()
     _check_options(steps, num_gaussians, max_size, sh_degree, seed, orbit_frames)
-    config = dataclasses.replace(config or FitConfig(), steps=steps, refine_poses=refine_poses)
+    config = dataclasses.replace(config or FitConfig(), steps=steps)
     _check_config(config, generated_weight)
     output = Path(output_dir)
     _check_output_folder(output)
@@ -110,6 +113,11 @@ def reconstruct(
     if config.depth_weight:
         train = _with_depth(scene, train_indices, train, max_size)
     test = _load_views(scene, test_indices, max_size)
+    refined = None
+    if refine_poses:
+        refined = _refined(scene, train_indices, test_indices, generated_weight)
+        train = _with_poses(train, refined.poses[: len(train)])
+        test = _with_poses(test, refined.poses[len(train) :])
 
     generator = np.random.default_rng(seed)
     points, source = _starting_points(
@@ -129,7 +137,7 @@ def reconstruct(
         progress=progress,
         state_file=state_file,
     )
-    if refine_poses:
+    if config.refine_poses:
         before = np.stack([np.asarray(view.camera.world_to_camera) for view in train])
         after = np.asarray(result.cameras.world_to_camera)
         held_out = np.stack([np.asarray(view.camera.world_to_camera) for view in test])
@@ -147,7 +155,8 @@ def reconstruct(
         "steps": steps,
         "seed": seed,
         "sh_degree": sh_degree,
-        "refined_poses": refine_poses,
+        "refined_poses": refine_poses or config.refine_poses,
+        "bundle": refined and refined.report(),
         "densify": config.densify,
         "weights": {
             "generated": generated_weight if any(v.trust is not None for v in train) else None,
@@ -284,6 +293,28 @@ def _generated_views(scene: Scene) -> tuple[str, ...]:
             "generated; generate the folder anew, or give --generated-weight 1"
         )
     return names
+
+
+def _refined(
+    scene: Scene, train: tuple[int, ...], test: tuple[int, ...], generated_weight: float
+) -> RefinedCameras:
+    """Cameras of the training and then the held-out views, by what is known in their photos."""
+    indices = (*train, *test)
+    views = _load_views(scene, indices, MATCHED_SIZE)
+    views = _trusted(scene, indices, views, generated_weight)
+    masks = []
+    for view in views:
+        known = None if view.trust is None else view.trust > 0.99
+        masks.append(view.weight if known is None else known & (view.weight is None or view.weight))
+    cameras = [view.camera for view in views]
+    nearest, farthest = seeds.depth_range(
+        cameras, None if scene.points is None else scene.points[0]
+    )
+    return refine_cameras(
+        [view.image for view in views], cameras, masks,
+        held_out=np.arange(len(views)) >= len(train),
+        scene_size=float(np.sqrt(nearest * farthest)),
+    )  # fmt: skip
 
 
 def _with_depth(

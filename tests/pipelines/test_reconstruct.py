@@ -153,11 +153,20 @@ def test_without_depth_masks_and_sizes_may_differ(scene_folder, tmp_path):
     assert magenta.mean() < 0.3  # 1 where the mask was ignored
 
 
-def test_refined_poses_are_used_for_scoring(scene_folder, tmp_path):
-    metrics = reconstruct(scene_folder, tmp_path / "out", steps=120, refine_poses=True, **SMALL)
+def test_refinement_costs_exact_cameras_nothing(scene_folder, result, tmp_path):
+    metrics = reconstruct(scene_folder, tmp_path / "out", steps=120, seed=3, refine_poses=True,
+                          **SMALL)  # fmt: skip
+    # Eight views of 48 × 40 pixels, in which turning and shifting a camera look much alike.
+    assert metrics["refined_poses"] is True and metrics["bundle"]["moved"] is False, metrics
+    assert metrics["psnr"] == result[1]["psnr"]
+
+
+def test_poses_refined_in_the_fit_are_used_for_scoring(scene_folder, tmp_path):
+    config = FitConfig(refine_poses=True)
+    metrics = reconstruct(scene_folder, tmp_path / "out", steps=120, config=config, **SMALL)
     # The cameras were right already: few tiny views can only get worse, but not come apart.
     assert metrics["refined_poses"] is True and metrics["train_psnr"] > 22, metrics
-    assert metrics["psnr"] > 16, metrics
+    assert metrics["psnr"] > 16 and metrics["bundle"] is None, metrics
 
 
 def test_the_flight_is_smooth_and_stays_near_the_cameras():
