@@ -268,7 +268,11 @@ Examples:
 @click.option("--gaussians", "num_gaussians", type=int, default=None, help="Number of Gaussians.")
 @click.option("--max-size", type=int, default=None, metavar="PIXELS", help="Longest image side.")
 @click.option("--sh-degree", type=int, default=None, help="Spherical harmonics degree, 0 to 3.")
-@click.option("--refine-poses", is_flag=True, help="Correct the cameras of the views as well.")
+@click.option(
+    "--refine-poses",
+    is_flag=True,
+    help="First correct the cameras by points that the photos share.",
+)
 @click.option(
     "--exposure", is_flag=True, help="Let every photo have its own gain and offset of colours."
 )

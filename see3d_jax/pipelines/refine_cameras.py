@@ -50,7 +50,10 @@ class RefinedCameras:
         return {
             "moved": self.moved,
             "points": self.points,
-            **{name: value and round(value, 4) for name, value in pixels.items()},
+            **{
+                name: None if value is None or np.isinf(value) else round(value, 4)
+                for name, value in pixels.items()
+            },
         }
 
 
