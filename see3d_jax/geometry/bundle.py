@@ -25,6 +25,7 @@ _ITERATIONS = 50
 _CONVERGED = 1e-4
 # Squared sine of the parallax below which a point is placed by the scene's size instead.
 _FLAT = 1e-3
+_FEWEST = 20  # sightings of a view whose median says something about its camera
 _NEAREST = 1e-3  # of the scene's size: what is nearer, or behind a camera, is not seen by it
 
 
@@ -53,8 +54,9 @@ class Adjustment:
     Attributes:
       poses: [V, 4, 4] float64 world→camera.
       points: [P, 3] float64.
-      before, after: median distance in pixels of sightings from their points, with the given
-        poses (and the points that suit these best) and with the adjusted ones; both as large as
+      before, after: median distance in pixels of sightings from their points in the view where it
+        is largest (of those with `_FEWEST` sightings, if any), with the given poses (and the
+        points that suit these best) and with the adjusted ones; both as large as
         they would be had nothing been fitted to these very sightings (infinite where there are
         not more of them than unknowns).
     """
@@ -124,13 +126,15 @@ class _Problem:
         return at - self.tracks.pixels, local, ahead
 
     def distance(self, poses: np.ndarray, points: np.ndarray, fitted: int) -> float:
-        """Median distance in pixels, corrected for the points and the cameras fitted to it."""
+        """As `Adjustment.before`, corrected for the points and the cameras fitted to it."""
         given = 2 * len(self.tracks)
         left = given - 3 * len(points) - 6 * fitted
         if left <= 0:
             return float("inf")
-        error, _, _ = self.seen(poses, points)
-        return float(np.median(np.linalg.norm(error, axis=-1)) * np.sqrt(given / left))
+        size = np.linalg.norm(self.seen(poses, points)[0], axis=-1)
+        of_view = [size[self.tracks.views == view] for view in range(len(poses))]
+        medians = [np.median(part) for part in of_view if len(part) >= _FEWEST]
+        return float(max(medians, default=np.median(size)) * np.sqrt(given / left))
 
     def minimised(
         self, poses: np.ndarray, points: np.ndarray, free: np.ndarray

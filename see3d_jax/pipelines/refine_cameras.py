@@ -24,6 +24,8 @@ _FEWEST_POINTS = 50  # followed through the views; with fewer, cameras stay as g
 _ENOUGH_POINTS = 500  # of each view: those that most views see
 # Distances must fall to less than this share of what they were, or the given cameras stay.
 _BETTER = 0.9
+# Pixels: cameras that agree so well are right as far as points can tell.
+_AGREE = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class RefinedCameras:
       moved: whether the given ones were improved upon; else `poses` are these.
       points: how many points were followed through the training views.
       before, after: median distance of sightings from their points in pixels of the given images,
-        with the given and the refined cameras, over the training views; None without points.
+        with the given and the refined cameras, in the worst training view; None without points.
     """
 
     poses: np.ndarray
@@ -87,7 +89,7 @@ def refine_cameras(
     if count < _FEWEST_POINTS:
         return RefinedCameras(given.astype(np.float32), False, count, None, None)
     found = adjust(intrinsics, given, tracks, scene_size)
-    moved = found.after < _BETTER * found.before
+    moved = found.before > _AGREE and found.after < _BETTER * found.before
     poses = found.poses if moved else given
     if moved and held_out.any():
         every = longest(follow(matches, np.ones_like(held_out)), _ENOUGH_POINTS, held_out)

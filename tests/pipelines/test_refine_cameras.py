@@ -67,6 +67,17 @@ def test_cameras_two_degrees_off_come_back(views):
     assert degrees < 0.5 and distance < 0.005 * SIZE, (degrees, distance)
 
 
+def test_one_wrong_camera_among_right_ones_is_noticed(views):
+    images, cameras = views
+    true = poses_of(cameras)
+    start = true.copy()
+    start[5:6] = off_by(true[5:6], 1.0, 0.01 * SIZE)
+    given = with_poses(cameras, start.astype(np.float32))
+    found = refine_cameras(images, given, [None] * VIEWS, HELD_OUT, SIZE)
+    assert found.moved, found.report()
+    assert errors(found.poses.astype(np.float64), true)[0] < 0.5
+
+
 def test_right_cameras_and_pictures_of_nothing_stay_to_the_bit(views):
     images, cameras = views
     for pictures, least in ((images, 50), ([np.full_like(images[0], 99)] * VIEWS, 0)):
