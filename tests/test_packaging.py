@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import install_detector
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -150,6 +152,7 @@ def test_the_dockerfile_does_what_the_readme_says() -> None:
     assert "apt-get install make" in readme and "make \\" in docker
     version = re.search(r"FROM python:(3\.\d+)", docker).group(1)
     assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
+    assert f"{install_detector.PACKAGE}@{install_detector.VERSION}" in docker
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".venv", ".git", "demo_output"} <= set(ignored)
 
