@@ -20,9 +20,9 @@ import scipy.sparse as sparse
 _TURN, _SHIFT = 0.05, 0.05
 # Pixels: distances are not told apart more finely than this.
 _FINEST = 0.2
-_ITERATIONS = 50
+_ITERATIONS = 100
 # A step that lowers the cost by less than this share of it is the last one.
-_CONVERGED = 1e-4
+_CONVERGED = 1e-6
 # Squared sine of the parallax below which a point is placed by the scene's size instead.
 _FLAT = 1e-3
 _FEWEST = 20  # sightings of a view whose median says something about its camera
