@@ -101,7 +101,7 @@ def test_new_views_of_unposed_photos(photos, tmp_path, monkeypatch):
     """Without cameras, depth or chosen references: three photos are chosen and stereo is enough."""
     model = SimpleNamespace(
         name="none", image_size=64, size_multiple=8, views=8,
-        composite=False, sampling=SimpleNamespace(guidance=0.0),
+        composite=False, sampling=SimpleNamespace(guidance=0.0, num_steps=1),
     )  # fmt: skip
     monkeypatch.setattr(generation, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(generation, "sample_groups", lambda _, given, warps, *rest: warps)
@@ -202,7 +202,8 @@ def test_real_sets(shared, tmp_path, folder, posed):
         truth = load_scene(source)
         named = dict(zip(truth.names, truth.cameras, strict=True))
         distance, angle = similarity_errors(scene.cameras, [named[n] for n in scene.names])
-        assert distance.max() < 0.02 and angle.max() < 1.5
+        # The apple's true focal lengths differ from frame to frame; the photos' share one.
+        assert np.median(distance) < 0.015 and distance.max() < 0.05 and angle.max() < 2
 
 
 def test_photos_are_turned_upright_and_keep_their_focal_length(tmp_path):
