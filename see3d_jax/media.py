@@ -152,6 +152,9 @@ def _even(image: np.ndarray) -> np.ndarray:
     return np.pad(image, pad, mode="edge")
 
 
+_LINE = 16  # pixels from line to line of a label
+
+
 def contact_sheet(
     rows: Sequence[Sequence[np.ndarray]],
     row_labels: Sequence[str] = (),
@@ -170,7 +173,8 @@ def contact_sheet(
         height, width = cell_height, max(1, round(width * cell_height / height))
     font = ImageFont.load_default(size=13)
     left = max((int(font.getlength(text)) + 12 for text in row_labels), default=0)
-    top = 22 if column_labels else 0
+    headings = [_wrapped(text, font, width) for text in column_labels]
+    top = max((6 + _LINE * len(lines) for lines in headings), default=0)
     columns = max(len(row) for row in rows)
     sheet = Image.new(
         "RGB",
@@ -178,8 +182,10 @@ def contact_sheet(
         (24, 24, 27),
     )
     draw = ImageDraw.Draw(sheet)
-    for c, text in enumerate(column_labels):
-        draw.text((left + gap + c * (width + gap), 4), text, (235, 235, 235), font)
+    for c, lines in enumerate(headings):
+        for n, line in enumerate(lines):
+            place = left + gap + c * (width + gap), 4 + _LINE * n
+            draw.text(place, line, (235, 235, 235), font)
     for r, row in enumerate(rows):
         y = top + gap + r * (height + gap)
         if r < len(row_labels):
@@ -194,6 +200,18 @@ def contact_sheet(
             x = left + gap + c * (width + gap)
             sheet.paste(cell_image, (x + (width - size[0]) // 2, y + (height - size[1]) // 2))
     return np.asarray(sheet)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines no longer than `width` pixels, unless a single word is."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def image_bytes(image: np.ndarray, quality: int = 85) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,6 +32,14 @@ hypothesis.settings.register_profile(
     "shared", deadline=None, derandomize=bool(os.environ.get("CI"))
 )
 hypothesis.settings.load_profile("shared")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Compiled programs of finished modules would pile up to gigabytes in a worker."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

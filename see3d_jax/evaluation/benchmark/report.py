@@ -170,7 +170,7 @@ def _scene_table(content: dict[str, Any], inputs: int, titles: dict[str, str]) -
 def _notes(content: dict[str, Any]) -> list[str]:
     settings, first = content["settings"], content["scenes"][0]
     notes = [
-        f"Benchmark {settings['benchmark']}, checkpoint {settings['checkpoint']} "
+        f"Benchmark {settings['benchmark']}, checkpoint {Path(settings['checkpoint']).name} "
         f"({first['model']}), {first['steps']} steps of {settings['sampler']}, guidance "
         f"{first['guidance']:g}, seed {settings['seed']}.",
         "Means over scenes of means over views, with 95 % bootstrap intervals over scenes and "
@@ -187,7 +187,8 @@ def _notes(content: dict[str, Any]) -> list[str]:
             "3DGS from given photos and model: fitted to the photos and to the model's views at "
             "the cameras that are scored; the true images there are not used."
         )
-    splits = sorted({scene["split"] for scene in content["scenes"]})
+    # scene/file says which; where they lie on this machine is in results.json
+    splits = sorted({"/".join(scene["split"].split("/")[-2:]) for scene in content["scenes"]})
     notes.append("Splits: " + "; ".join(splits[:6]) + ("; …" if len(splits) > 6 else ""))
     return notes
 
