@@ -41,7 +41,7 @@ def test_variants_differ_in_one_thing_and_share_their_start(name, tmp_path):
         assert [run.overrides["seed"] for run in variant.runs] == [0, 1]
         assert all(run.overrides["num_steps"] == 1 for run in variant.runs)
     if name == "table6":
-        shares = [dict((kind, w) for _, w, kind in v.runs[0].overrides["data.mixture"])
+        shares = [dict((kind, w) for _, w, kind in v.runs[0].overrides.get("data.mixture", ()))
                   for v in variants]  # fmt: skip
         assert [share.get("posed", 0) for share in shares] == list(studies.POSED_SHARES)
 

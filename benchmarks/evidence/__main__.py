@@ -6,7 +6,8 @@
     python -m benchmarks.evidence table3 --train data/train --validation data/validation \\
         --test data/test --output evidence
 
-Studies: table3, table6, scaling, leakage (they train), solvers (--checkpoint, trains nothing).
+Studies: table3, table6, scaling, leakage (they train); solvers (of --checkpoint) and embedded (of
+the model inside the package) train nothing.
 A study that was stopped goes on where it was. Choices between rows are to be made by the scores on
 validation scenes; those on test scenes are for reporting. OUTPUT/STUDY.json and .jpg are what
 `python -m benchmarks.evidence.report` makes docs/evidence.md of.
@@ -26,15 +27,17 @@ import numpy as np
 from see3d_jax.errors import InputError, run_command
 
 _PATH = click.Path(path_type=Path)
+STUDIES = ("embedded", "table3", "table6", "scaling", "leakage", "solvers")
 SOLVERS = (
     ("ddim", "official", "DDIM, as released"), ("ddim", "spaced", "DDIM"),
     ("dpmpp_2m", "quadratic", "DPM-Solver++(2M)"),
 )  # fmt: skip
 CALLS = (1, 2, 4, 10, 20, 50)
+EMBEDDED_CALLS = (1, 2, 4, 8)
 
 
 @click.command()
-@click.argument("study", type=click.Choice(["table3", "table6", "scaling", "leakage", "solvers"]))
+@click.argument("study", type=click.Choice(STUDIES))
 @click.option("--train", type=_PATH, help="Folder of data_prep.synthetic to train on.")
 @click.option("--validation", type=_PATH, required=True, help="Another, to choose by.")
 @click.option("--test", type=_PATH, required=True, help="Another, of other scenes, to report.")
@@ -60,6 +63,8 @@ def app(
         if options["checkpoint"] is None:
             raise InputError("solvers: give --checkpoint, the workdir of a training run")
         table = solvers(unseen, output, options, perceptual)
+    elif study == "embedded":
+        table = embedded(unseen, output, options, perceptual)
     else:
         if options["train"] is None:
             raise InputError(f"{study}: give --train, a folder of data_prep.synthetic")
@@ -144,6 +149,27 @@ def solvers(
             if steps in (2, 50):
                 pictures[label] = made[0][1]
     return _table(scenes, rows, pictures, perceptual, output / "solvers.jpg")
+
+
+def embedded(
+    unseen: dict[str, Path], output: Path, options: dict, perceptual: Any
+) -> dict[str, Any]:
+    """The model inside the package as `see3d generate` uses it: known pixels are put back."""
+    from benchmarks.evidence import runs
+
+    model = runs.Trained.embedded()
+    scenes = runs.Scenes.load(unseen, model.config, options["depth_noise"])
+    rows, pictures = {}, {}
+    for steps in EMBEDDED_CALLS:
+        made = [
+            scenes.examine(model, seed, perceptual, composite=True, num_steps=steps)
+            for seed in range(options["seeds"])
+        ]
+        label = f"model, {steps} call{'s' * (steps > 1)}"
+        rows[label] = runs.spread([scores for scores, _ in made])
+        click.echo(f"  {label}: " + _line(rows[label]))
+        pictures[label] = made[0][1]
+    return _table(scenes, rows, pictures, perceptual, output / "embedded.jpg")
 
 
 def _table(

@@ -26,6 +26,7 @@ _PAPER = {
     "scaling": "10 % 19.32 dB, 20 % 21.04, 40 % 22.57, 80 % 24.08, 100 % 25.01; unfiltered 19.55",
 }
 _TITLES = {
+    "embedded": "The model inside the package",
     "table3": "Table 3: what the targets are conditioned on",
     "table6": "Table 6: how much posed data",
     "scaling": "How much data, and uncurated data",

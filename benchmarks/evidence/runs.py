@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from configs import embedded
 from see3d_jax.data.held_out import held_out_batch
 from see3d_jax.data.inpainting import inpaint
 from see3d_jax.data.mixture import DataSource, Mixture, SkippedClips
@@ -29,6 +30,8 @@ from see3d_jax.evaluation.lpips import Lpips, lpips
 from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.models import origins
 from see3d_jax.models.codec import Codec
+from see3d_jax.models.packed import EMBEDDED, read_packed_params
+from see3d_jax.models.unet import UNetConfig
 from see3d_jax.training import settings
 from see3d_jax.training.evaluate import nearest_reference, sample_views, shown_images
 from see3d_jax.training.sharding import make_mesh
@@ -96,6 +99,12 @@ class Trained:
         step = origins.complete_steps(workdir)[-1]
         return cls(config, origins.read_average(workdir, step, unet))
 
+    @classmethod
+    def embedded(cls) -> Trained:
+        """The model inside the package; how its clips were cut is in configs/embedded.py."""
+        config = embedded.get_config()
+        return cls(config, read_packed_params(EMBEDDED, UNetConfig(**config.model.to_dict())))
+
     def codec_and_schedule(self) -> tuple[Codec, Schedule]:
         """What the run encodes images with, and its noise schedule."""
         codec = settings.codec(self.config, settings.train_spec(self.config).unet)
@@ -159,13 +168,21 @@ class Scenes:
         )
 
     def examine(
-        self, model: Trained, seed: int, perceptual: Lpips | None, **sampler: Any
-    ) -> tuple[dict[str, float], np.ndarray]:
-        """Scores of a model on both splits, and its images of the test views."""
-        images = model.sample(self.test, seed, **sampler)
-        return self.score(
-            images, model.sample(self.validation, seed, **sampler), perceptual
-        ), images
+        self, model: Trained, seed: int, perceptual: Lpips | None, composite: bool = False,
+        **sampler: Any,
+    ) -> tuple[dict[str, float], np.ndarray]:  # fmt: skip
+        """Scores of a model on both splits, and its images of the test views.
+
+        `composite`: the known pixels of the warp are put back into what the model made.
+        """
+        made = []
+        for batch in (self.test, self.validation):
+            images = model.sample(batch, seed, **sampler)
+            if composite:
+                known = (batch["mask"] > 0.5) & ~batch["is_reference"][..., None, None, None]
+                images = np.where(known, shown_images(batch), images)
+            made.append(images)
+        return self.score(*made, perceptual), made[0]
 
     def score(
         self, test: np.ndarray, validation: np.ndarray, perceptual: Lpips | None

@@ -16,10 +16,10 @@ import numpy as np
 
 from see3d_jax.geometry.cameras import stack
 from see3d_jax.geometry.depth_align import REACH, GuidedDepths, align_depth, guide_keypoints
-from see3d_jax.pipelines.matching import Matcher, sift_matches
+from see3d_jax.pipelines.matching import match_features, sift_features
 from see3d_jax.pipelines.warps import View
 
-_NOISE = 0.4  # standard deviation of a match, pixels: SIFT's, in pictures of generated size
+_NOISE = 0.25  # standard deviation of a SIFT match, pixels
 _UNSURE = 0.1  # relative deviation of a depth that is of no use
 _FEWEST = 32  # matches in the holes that tell anything
 _GAIN = 0.8  # of the error at matches: what may be left for them to count
@@ -39,17 +39,16 @@ class Keypoints:
     depths: GuidedDepths
 
 
-def keypoint_depths(
-    new: list[View], existing: list[View], matcher: Matcher = sift_matches
-) -> list[Keypoints]:
+def keypoint_depths(new: list[View], existing: list[View]) -> list[Keypoints]:
     """Of each new view, the points that others show as well, at the depth that explains where.
 
     A point is matched in all other new views and in `existing` ones. Views that are no view of the
     same scene do no harm: a match that no depth explains is dropped (see `guide_keypoints`).
     """
     everything = [*new, *existing]
+    features = [sift_features(view.image) for view in everything]
     pairs = {
-        (i, j): matcher(new[i].image, everything[j].image)
+        (i, j): match_features(features[i], features[j])
         for i in range(len(new))
         for j in range(i + 1, len(everything))
     }

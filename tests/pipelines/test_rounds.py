@@ -196,7 +196,7 @@ def test_matches_tie_depth_where_the_warp_says_nothing(tmp_path) -> None:
     true = view.depth[row, column]
     error = np.abs(np.asarray(points.depths.depth)[valid] / true - 1)
     claimed = np.asarray(points.depths.deviation)[valid]
-    assert (claimed < 0.02).sum() > 60 and np.median(error[claimed < 0.02]) < 0.01
+    assert (claimed < 0.02).sum() > 40 and np.median(error[claimed < 0.02]) < 0.01
     assert 0.3 < np.median(error / claimed) < 1.5  # a Gaussian has 0.67
     support = np.asarray(points.depths.support)
     assert support[:3, valid].sum() > 1.5 * valid.sum() and support[3].sum() < 3
