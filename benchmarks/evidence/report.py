@@ -49,8 +49,9 @@ def app(source: Path, page: Path) -> None:
     evaluations = sorted(source.glob("evaluate_*.md"))
     if not studies and not evaluations:
         raise InputError(f"{source}: holds no STUDY.json of `python -m benchmarks.evidence`")
-    parts = [_evaluation(path, page.parent) for path in evaluations]
-    parts += [_section(path, page.parent) for path in studies]
+    parts = [_section(path, page.parent) for path in studies]
+    # right after the model that they are of, if it is there
+    parts[1:1] = [_evaluation(path, page.parent) for path in evaluations]
     head = (
         "# Evidence\n\nMade by `python -m benchmarks.evidence.report`; every table names the "
         "command that reruns it.\nScores are of target views of scenes that no run has seen, shown "
@@ -66,6 +67,7 @@ def _evaluation(path: Path, beside: Path) -> str:
     """A report of `see3d evaluate`, its headings one level lower."""
     text = path.read_text()
     lines = [f"#{line}" if line.startswith("#") else line for line in text.splitlines()]
+    lines[0] = f"## {path.stem.removeprefix('evaluate_').replace('_', ' ').capitalize()}"
     picture = path.with_suffix(".jpg")
     if picture.is_file():
         lines.append(f"\n![{path.stem}]({picture.relative_to(beside)})")
@@ -110,7 +112,9 @@ def _section(path: Path, beside: Path) -> str:
 
 
 def _options(table: dict[str, Any]) -> dict[str, Any]:
-    kept = ("steps", "pretraining_steps", "seeds", "depth_noise", "overrides")
+    kept = ("seeds", "depth_noise")
+    if table["options"].get("train"):
+        kept = ("steps", "pretraining_steps", *kept, "overrides")
     return {
         name.replace("_", " "): table["options"][name]
         for name in kept

@@ -172,7 +172,7 @@ def _notes(content: dict[str, Any]) -> list[str]:
     notes = [
         f"Benchmark {settings['benchmark']}, checkpoint {Path(settings['checkpoint']).name} "
         f"({first['model']}), {first['steps']} steps of {settings['sampler']}, guidance "
-        f"{first['guidance']:g}, seed {settings['seed']}.",
+        f"{first['guidance']:g}, seed {settings['seed']}. Made by `{_command(settings)}`.",
         "Means over scenes of means over views, with 95 % bootstrap intervals over scenes and "
         "views; ★ marks the best mean. PSNR in dB, at most 100. Known and hole pixels are those of "
         "the warp; outside a region LPIPS sees the true pixels.",
@@ -191,6 +191,19 @@ def _notes(content: dict[str, Any]) -> list[str]:
     splits = sorted({"/".join(scene["split"].split("/")[-2:]) for scene in content["scenes"]})
     notes.append("Splits: " + "; ".join(splits[:6]) + ("; …" if len(splits) > 6 else ""))
     return notes
+
+
+def _command(settings: dict[str, Any]) -> str:
+    """The command without its folders, as far as its options differ from the defaults."""
+    words = [f"see3d evaluate --benchmark {settings['benchmark']} --data DIR --output DIR"]
+    for name in ("depth", "size", "steps", "guidance", "sampler", "views_per_round", "test_views"):
+        if settings[name] not in (None, "auto", "ddim"):
+            words.append(f"--{name.replace('_', '-')} {settings[name]}")
+    if settings["reconstruct"]:
+        words.append(
+            f"--reconstruct --fit-steps {settings['fit_steps']} --gaussians {settings['gaussians']}"
+        )
+    return " ".join([*words, *(f"--inputs {n}" for n in settings["inputs"])])
 
 
 def _sections(content: dict[str, Any], titles: dict[str, str]) -> list[tuple[str, list, list]]:
