@@ -25,8 +25,9 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 demo: install
 	$(BIN)/python -m tools.demo --output demo_output
 
+# A file's tests run in one process, for many share a fixture that takes long.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -12,8 +12,6 @@ import pytest
 
 from see3d_jax.models.view_attention import view_attention
 
-# Its fixtures are dear: one worker makes them once.
-pytestmark = pytest.mark.xdist_group("view attention")
 
 # Runs with 4 pretended devices, in a process of its own because their number is fixed at start.
 SCRIPT = """

@@ -23,8 +23,6 @@ from see3d_jax.splatting.formats import read_ply
 from see3d_jax.splatting.gaussians import from_points
 from see3d_jax.splatting.render import render
 
-# Its fixtures are dear: one worker makes them once.
-pytestmark = pytest.mark.xdist_group("reconstruct")
 
 SIZE = (48, 40)  # width, height
 VIEWS = 10

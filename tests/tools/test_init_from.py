@@ -30,8 +30,6 @@ from see3d_jax.training.state import init_state
 from tools.weight_exports import export_training
 from tools.weight_plans import convert_mvdream, convert_release
 
-# Its fixtures are dear: one worker makes them once.
-pytestmark = pytest.mark.xdist_group("init from")
 
 VOCABULARY = 49408  # the empty prompt consists of the last two tokens
 

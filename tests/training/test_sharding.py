@@ -23,8 +23,6 @@ from see3d_jax.models.weights import abstract_unet
 from see3d_jax.training import sharding
 from see3d_jax.training.sharding import make_mesh
 
-# The run that most of these look at takes minutes: one process has to do them all.
-pytestmark = pytest.mark.xdist_group("layouts")
 
 HERE = Path(__file__).parent
 

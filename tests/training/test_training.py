@@ -22,9 +22,6 @@ from see3d_jax.pipelines.pretrained import load_model
 from see3d_jax.training import loop
 from tools import compare_checkpoints
 
-# Its fixtures are dear: one worker makes them once.
-pytestmark = pytest.mark.xdist_group("training")
-
 
 def minuscule(data, **overrides):
     """configs/tiny.py at a size that compiles in seconds: 16² images, 3 views."""
