@@ -12,7 +12,6 @@ import pytest
 
 from see3d_jax.models.view_attention import view_attention
 
-
 # Runs with 4 pretended devices, in a process of its own because their number is fixed at start.
 SCRIPT = """
 import functools, json

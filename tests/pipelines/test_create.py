@@ -27,7 +27,6 @@ from see3d_jax.pipelines.inputs import load_scene
 from see3d_jax.pipelines.stages import Stages
 from see3d_jax.splatting.formats import read_ply
 
-
 TINY = create_plan.Preset(views=3, views_per_round=None, side=32, steps=4, gaussians=200)
 
 

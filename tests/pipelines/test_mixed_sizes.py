@@ -21,7 +21,6 @@ from see3d_jax.pipelines.generation import _reshaped
 from see3d_jax.pipelines.inputs import load_depth, load_images, load_scene
 from see3d_jax.pipelines.warps import View, middle_of, warp_references
 
-
 WINDOWS = ((0, 0, 64, 48), (16, 0, 32, 48), (8, 6, 48, 36))  # left, top, width, height
 
 

@@ -23,7 +23,6 @@ from see3d_jax.splatting.formats import read_ply
 from see3d_jax.splatting.gaussians import from_points
 from see3d_jax.splatting.render import render
 
-
 SIZE = (48, 40)  # width, height
 VIEWS = 10
 SMALL = {"num_gaussians": 500, "max_size": 48, "sh_degree": 1, "orbit_frames": 6, "progress": False}

@@ -30,7 +30,6 @@ from see3d_jax.training.state import init_state
 from tools.weight_exports import export_training
 from tools.weight_plans import convert_mvdream, convert_release
 
-
 VOCABULARY = 49408  # the empty prompt consists of the last two tokens
 
 

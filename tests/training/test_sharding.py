@@ -23,7 +23,6 @@ from see3d_jax.models.weights import abstract_unet
 from see3d_jax.training import sharding
 from see3d_jax.training.sharding import make_mesh
 
-
 HERE = Path(__file__).parent
 
 
