@@ -89,6 +89,19 @@ def keypoint_depths(new: list[View], existing: list[View]) -> list[Keypoints]:
     return found
 
 
+def evenly_chosen(where: np.ndarray, depth: np.ndarray) -> Keypoints:
+    """Up to MOST pixels of the mask `where` [h, w] as keypoints at planar `depth` [h, w]."""
+    places = np.argwhere(where)
+    # Every k-th pixel in reading order would lie on columns; a fixed shuffle does not.
+    places = places[np.random.default_rng(0).permutation(len(places))[:MOST]]
+    rows, columns = np.resize(places, (MOST, 2)).T if len(places) else np.zeros((2, MOST), int)
+    chosen = np.arange(MOST) < len(places)
+    valid = jnp.asarray(chosen, jnp.float32)
+    depths = jnp.asarray(np.where(chosen, depth[rows, columns], 1), jnp.float32)
+    pixels = jnp.asarray(np.stack([columns, rows], -1) + 0.5, jnp.float32)
+    return Keypoints(pixels, GuidedDepths(depths, jnp.full(MOST, 0.01), valid, valid[None]))
+
+
 def tie_holes(
     estimate: np.ndarray, depth: np.ndarray, mask: np.ndarray, points: Keypoints
 ) -> tuple[np.ndarray, int]:
@@ -115,21 +128,18 @@ def tie_holes(
     count = int(here.sum())
     if count < _FEWEST:
         return depth, 0
-    held = np.argwhere(mask & (depth > 0))  # stay where they are
-    held = held[np.random.default_rng(0).permutation(len(held))[:MOST]]
-    rows, columns = np.resize(held, (MOST, 2)).T if len(held) else np.zeros((2, MOST), int)
-    holds = np.arange(MOST) < len(held)
-    valid = jnp.asarray(np.concatenate([here, holds]), jnp.float32)
+    held = evenly_chosen(mask & (depth > 0), depth)  # stay where they are
+    valid = jnp.concatenate([jnp.asarray(here, jnp.float32), held.depths.valid])
     guided = GuidedDepths(
-        jnp.asarray(np.concatenate([says, np.where(holds, depth[rows, columns], 1)]), jnp.float32),
-        jnp.asarray(np.concatenate([deviation, np.full(MOST, 0.01)]), jnp.float32),
+        jnp.concatenate([points.depths.depth, held.depths.depth]),
+        jnp.concatenate([points.depths.deviation, held.depths.deviation]),
         valid, valid[None],
     )  # fmt: skip
-    places = np.concatenate([pixels, np.stack([columns, rows], -1) + np.float32(0.5)])
+    places = jnp.concatenate([points.pixels, held.pixels])
     before = np.median(np.abs(says[here] / depth[row, column][here] - 1))
     coarse, fine = (REACH * math.sqrt(x) for x in ((~mask).sum() / count, mask.size / MOST))
-    tied = align_depth(jnp.asarray(estimate), jnp.asarray(places), guided, bandwidth=coarse)
+    tied = align_depth(jnp.asarray(estimate), places, guided, bandwidth=coarse)
     if np.median(np.abs(np.asarray(tied.error))[:MOST][here]) > _GAIN * before:
         return depth, 0
-    tied = align_depth(tied.depth, jnp.asarray(places), guided, bandwidth=fine)
+    tied = align_depth(tied.depth, places, guided, bandwidth=fine)
     return np.asarray(tied.depth), count

@@ -31,16 +31,21 @@ import numpy as np
 
 from see3d_jax.files import atomic_path
 from see3d_jax.geometry.cameras import Camera, stack
-from see3d_jax.geometry.depth_align import GuidedDepths, align_depth
+from see3d_jax.geometry.depth_align import align_depth
 from see3d_jax.geometry.visibility import way_is_free
 from see3d_jax.pipelines.coverage import choose_anchors
-from see3d_jax.pipelines.matched_depth import Keypoints, keypoint_depths, tie_holes
+from see3d_jax.pipelines.matched_depth import (
+    MOST,
+    Keypoints,
+    evenly_chosen,
+    keypoint_depths,
+    tie_holes,
+)
 from see3d_jax.pipelines.warps import View, resize_depth, warp_references
 
 MAX_ANCHORS = 8  # warped into a round
 _CANDIDATES = 48  # the newest generated views, from which anchors are chosen
 _HIDES = 0.05  # relative: an anchor's surface this much nearer hides that of a reference
-_KEYPOINTS = 1024  # at which estimated depth is aligned
 _FEWEST = 32  # keypoints that an alignment needs
 _MATCHED_WITH = 4  # anchors, besides the new views themselves
 _SAME_DEPTH = 0.05  # relative difference of depths that agree
@@ -246,20 +251,12 @@ def _aligned(
     Known pixels, evenly chosen, are the keypoints: what the warp says of their depth is what the
     anchors say. With too few of them the estimate comes back as it is.
     """
-    rows, columns = np.nonzero(mask & (warp_depth > 0) & (estimate > 0))
-    count = min(len(rows), _KEYPOINTS)
+    usable = mask & (warp_depth > 0) & (estimate > 0)
+    count = min(int(usable.sum()), MOST)
     if count < _FEWEST:
         return estimate, count
-    # Every k-th pixel in reading order would lie on columns; a fixed shuffle does not.
-    order = np.random.default_rng(0).permutation(len(rows))[:count]
-    order = np.resize(order, _KEYPOINTS)  # one shape for all views: one compiled program
-    rows, columns = rows[order], columns[order]
-    valid = jnp.asarray(np.arange(_KEYPOINTS) < count, jnp.float32)
-    guided = GuidedDepths(
-        jnp.asarray(warp_depth[rows, columns]), jnp.full(_KEYPOINTS, 0.01), valid, valid[None]
-    )
-    pixels = jnp.asarray(np.stack([columns, rows], -1) + 0.5, jnp.float32)
-    return np.asarray(align_depth(jnp.asarray(estimate), pixels, guided).depth), count
+    known = evenly_chosen(usable, warp_depth)
+    return np.asarray(align_depth(jnp.asarray(estimate), known.pixels, known.depths).depth), count
 
 
 def _colour_difference(image: np.ndarray, warp: np.ndarray, mask: np.ndarray) -> np.ndarray:
