@@ -138,16 +138,11 @@ def solvers(
                 continue
             chosen = {"solver": solver, "timesteps": timesteps, "num_steps": steps}
             calls = len(sampling_steps(SamplerConfig(**chosen))[0])
-            made = [
-                scenes.examine(model, seed, perceptual, **chosen)
-                for seed in range(options["seeds"])
-            ]
             label = f"{name}, {calls} calls"
-            rows[label] = runs.spread([scores for scores, _ in made])
+            rows[label], images = _sampled(scenes, model, label, options, perceptual, chosen)
             rows[label]["calls"] = [calls, 0.0]
-            click.echo(f"  {label}: " + _line(rows[label]))
             if steps in (2, 50):
-                pictures[label] = made[0][1]
+                pictures[label] = images
     return _table(scenes, rows, pictures, perceptual, output / "solvers.jpg")
 
 
@@ -161,15 +156,22 @@ def embedded(
     scenes = runs.Scenes.load(unseen, model.config, options["depth_noise"])
     rows, pictures = {}, {}
     for steps in EMBEDDED_CALLS:
-        made = [
-            scenes.examine(model, seed, perceptual, composite=True, num_steps=steps)
-            for seed in range(options["seeds"])
-        ]
+        chosen = {"composite": True, "num_steps": steps}
         label = f"model, {steps} call{'s' * (steps > 1)}"
-        rows[label] = runs.spread([scores for scores, _ in made])
-        click.echo(f"  {label}: " + _line(rows[label]))
-        pictures[label] = made[0][1]
+        rows[label], pictures[label] = _sampled(scenes, model, label, options, perceptual, chosen)
     return _table(scenes, rows, pictures, perceptual, output / "embedded.jpg")
+
+
+def _sampled(
+    scenes: Any, model: Any, label: str, options: dict, perceptual: Any, chosen: dict[str, Any]
+) -> tuple[dict[str, list[float]], np.ndarray]:
+    """One row: scores of a model over seeds, sampled as `chosen`; and the first seed's images."""
+    from benchmarks.evidence import runs
+
+    made = [scenes.examine(model, seed, perceptual, **chosen) for seed in range(options["seeds"])]
+    row = runs.spread([scores for scores, _ in made])
+    click.echo(f"  {label}: " + _line(row))
+    return row, made[0][1]
 
 
 def _table(
