@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import runpy
+from collections.abc import Iterable
 from pathlib import Path
 
 import ml_collections
@@ -31,13 +32,15 @@ def parse_config(
     config_flags.DEFINE_config_file(
         "config", None, "Config file.", flag_values=values, sys_argv=argv
     )
-    _check_config_file(_config_path(argv))
+    keys = _keys(_load(_config_path(argv)))
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise InputError(f"unknown flag --{error.flagname}{_similar(error, values)}") from None
-    except (AttributeError, KeyError) as error:  # how a locked ConfigDict refuses a key
-        raise InputError(f"{_unknown_key(argv, error)}") from None
+        raise InputError(
+            f"unknown flag --{error.flagname}{_similar(error.flagname, values, 'see --help')}"
+        ) from None
+    except (AttributeError, KeyError):  # how a locked ConfigDict refuses a key
+        raise InputError(_unknown_key(argv, keys)) from None
     except (flags.Error, TypeError, ValueError, OSError) as error:
         raise InputError(f"bad argument: {error}") from None
     if len(rest) > 1:
@@ -53,12 +56,12 @@ def _config_path(argv: list[str]) -> str:
     raise InputError("--config is missing: give a config file, e.g. --config=configs/tiny.py")
 
 
-def _check_config_file(path: str) -> None:
+def _load(path: str) -> ml_collections.ConfigDict:
     """Loads it once by itself, so that its own errors are told apart from bad overrides."""
     if not Path(path).is_file():
         raise InputError(f"{path!r}: no such config file (configs/tiny.py is one)")
     try:
-        runpy.run_path(path)["get_config"]()
+        return runpy.run_path(path)["get_config"]()
     except Exception as error:  # a config file is code: anything can go wrong in it
         raise InputError(
             f"{path}: not a usable config file ({type(error).__name__}: {error}); it must be "
@@ -66,16 +69,26 @@ def _check_config_file(path: str) -> None:
         ) from error
 
 
-def _similar(error: flags.UnrecognizedFlagError, values: flags.FlagValues) -> str:
-    close = difflib.get_close_matches(error.flagname, list(values), 1)
-    return f"; did you mean --{close[0]}?" if close else "; see --help"
+def _keys(config: ml_collections.ConfigDict, section: str = "config") -> list[str]:
+    """Every key and section as a flag names it: config.seed, config.data, config.data.path …"""
+    found = []
+    for key, value in config.items():
+        found.append(f"{section}.{key}")
+        if isinstance(value, ml_collections.ConfigDict):
+            found += _keys(value, found[-1])
+    return found
 
 
-def _unknown_key(argv: list[str], error: Exception) -> str:
-    """Names the override that hit a missing key, as the user wrote it."""
-    message = " ".join(str(error).strip("'\"").split())
+def _unknown_key(argv: list[str], keys: list[str]) -> str:
+    """Names the override that hit a missing key, as the user wrote it, and the nearest there is."""
     for argument in argv[1:]:
         key = argument.lstrip("-").partition("=")[0]
-        if key.startswith("config.") and key.rpartition(".")[2] in message:
-            return f"unknown config key --{key}; the config file lists the keys there are"
-    return f"unknown config key: {message}"
+        if key.startswith("config.") and key not in keys:
+            hint = _similar(key, keys, "the config file lists the keys there are")
+            return f"unknown config key --{key}{hint}"
+    return "unknown config key; the config file lists the keys there are"
+
+
+def _similar(name: str, known: Iterable[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, cutoff=0.8)
+    return f"; did you mean --{close[0]}?" if close else f"; {otherwise}"
