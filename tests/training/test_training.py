@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import moving_crop_clip
 
+from benchmarks import held_out
 from configs import tiny
 from see3d_jax.data import records
 from see3d_jax.errors import InputError, WorkError
@@ -83,6 +84,26 @@ def test_a_run_leaves_everything_it_promises(finished):
         "heldout_psnr_hole_inpainted",
         "heldout_ssim_condition",
     } <= scores.keys()
+
+
+def test_a_finished_run_is_scored_again_with_other_numbers_of_steps(finished, tmp_path):
+    command = ["--workdir", str(finished), "--steps", "2", "--steps", "5"]
+    held_out.app([*command, "--json", str(tmp_path / "rows.json")], standalone_mode=False)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    logged = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    expected = {
+        "model, 2 steps": "", "nearest reference, copied": "_copy",
+        "condition, as it is shown": "_condition",
+        "condition, holes filled by Telea": "_inpainted",
+    }  # fmt: skip
+    for name, method in expected.items():
+        assert rows[name] == pytest.approx({key: logged[key + method] for key in rows[name]})
+    assert rows["model, 5 steps"] != rows["model, 2 steps"]
+    put_back = rows["model, 2 steps, known pixels put back"]
+    assert put_back["heldout_psnr_known"] == 100
+    assert put_back["heldout_psnr_hole"] == pytest.approx(logged["heldout_psnr_hole"])
+    best = rows["best that the codec can show"]["heldout_psnr"]
+    assert rows["model, 2 steps"]["heldout_psnr"] < best < 100
 
 
 def test_a_resumed_run_is_bit_identical_to_a_straight_one(finished, clip_folder, tmp_path):
