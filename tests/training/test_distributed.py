@@ -117,6 +117,35 @@ def test_a_process_that_waits_in_vain_says_so_in_one_line(tmp_path):
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+SLURM_TASK = """
+import jax
+from see3d_jax.training import distributed
+distributed.start(join_seconds=60)
+print(jax.process_index(), jax.process_count(), distributed.total(1), distributed.is_lead())
+"""
+
+
+def test_the_tasks_of_a_slurm_job_find_each_other():
+    """What srun sets for two tasks; JAX takes one of the last 4096 ports by the job's number."""
+    job = next(job for job in range(4096) if is_free(61440 + job))
+    common = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SLURM_TASK],
+            env=environment(1) | common | {"SLURM_PROCID": task, "SLURM_LOCALID": task},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for task in "01"
+    ]  # fmt: skip
+    last_lines = [output.splitlines()[-1] for output, _ in finish(*processes)]
+    assert last_lines == ["0 2 2 True", "1 2 2 False"]
+
+
+def is_free(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) != 0
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(one_process, clip_folder, tmp_path):
     outputs = finish(*launch_two(tmp_path / "run", clip_folder, environment(4)))
