@@ -1,9 +1,10 @@
-"""FLOPs that a traced function really executes: recomputation, loops and Pallas kernels included.
+"""FLOPs that a traced function really executes: recomputation, loops and kernels included.
 
 Walks a jaxpr with liveness (what nothing reads is not counted: XLA drops it too) and adds up matrix
-products and convolutions, two FLOPs per multiply-add. Loop bodies count once per trip, kernels once
-per grid point, branches as the dearest one. Inside `shard_map` shapes are those of one device, so
-its body counts per device; everything outside counts for all devices together.
+products and convolutions, two FLOPs per multiply-add. Loop bodies count once per trip, Pallas
+kernels once per grid point, cuDNN's attention by its products, branches as the dearest one. Inside
+`shard_map` shapes are those of one device, so its body counts per device; everything outside counts
+for all devices together.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from jax.extend import core
 
 # Where primitives that only wrap a function keep it; its outputs are those of the equation.
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# Products of queries × keys × width inside JAX's calls of cuDNN: logits and output; backward the
+# logits again, and dV, dP, dQ, dK.
+_CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class ExecutedFlops:
     Attributes:
       convolution: XLA convolutions.
       matmul: XLA matrix products.
-      kernel: matrix products inside Pallas kernels.
+      kernel: matrix products inside Pallas kernels and cuDNN.
     """
 
     convolution: float = 0.0
@@ -96,6 +100,10 @@ def _equation(equation: Any, wanted: list[bool], share: float) -> ExecutedFlops:
         kernel = params["jaxpr"]
         once = _count(kernel, [True] * len(kernel.outvars), share).total
         return ExecutedFlops(kernel=once * math.prod(params["grid_mapping"].grid))
+    if name in _CUDNN_PRODUCTS:
+        q, k = (var.aval for var in equation.invars[:2])  # [B, tokens, heads, width]
+        product = 2 * q.size * k.shape[1]
+        return ExecutedFlops(kernel=share * _CUDNN_PRODUCTS[name] * product)
     for key in _INNER:
         inner = params.get(key)
         if inner is not None:

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
@@ -100,3 +101,14 @@ def test_shard_map_counts_per_device_and_the_rest_evenly():
         return mapped(a, b) + a @ b
 
     assert count(both, A, B, devices=4).matmul == PRODUCT / 4 + PRODUCT / 4
+
+
+def test_the_attention_of_cudnn_counts_its_products(monkeypatch):
+    # JAX asks the installed cuDNN for its version while tracing.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    q, k = jnp.zeros((2, 8, 3, 16), jnp.bfloat16), jnp.zeros((2, 12, 3, 16), jnp.bfloat16)
+    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    loss = lambda *x: fused(*x).astype(jnp.float32).sum()  # noqa: E731
+    product = 2 * 2 * 3 * 8 * 12 * 16
+    assert count(fused, q, k, k).kernel == 2 * product
+    assert count(jax.grad(loss, (0, 1, 2)), q, k, k).kernel == 7 * product
