@@ -48,10 +48,11 @@ Examples:
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the numbers.")
 def app(workdir: Path, steps: tuple[int, ...], output: Path | None) -> None:
     """Prints one row per way to make the held-out target views, as a table for a page."""
-    rows = {}
-    click.echo("| held-out targets | " + " | ".join(COLUMNS.values()) + " |")
-    click.echo("|---" * (1 + len(COLUMNS)) + "|")
+    rows: dict[str, Scores] = {}
     for name, scores in measure(workdir, steps):
+        if not rows:
+            click.echo("| held-out targets | " + " | ".join(COLUMNS.values()) + " |")
+            click.echo("|---" * (1 + len(COLUMNS)) + "|")
         rows[name] = scores
         cells = (_cell(scores.get(key)) for key in COLUMNS)
         click.echo(f"| {name} | " + " | ".join(cells) + " |")
