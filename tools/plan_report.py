@@ -153,9 +153,10 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  gathers of {purpose}: {parts}"
     if found["unknown_loops"]:
         yield f"  {found['unknown_loops']} loops of unknown length are counted as one trip"
+    traffic = f"{time['hbm']:.3f}" if found["hbm_bytes"] else "not told by XLA"
     yield (
         f"  estimated step    {time['step']:.3f} s (products {time['compute']:.3f}, memory "
-        f"{time['hbm']:.3f}, wire {time['wire']:.3f}), MFU {100 * time['mfu']:.1f} %"
+        f"{traffic}, wire {time['wire']:.3f}), MFU {100 * time['mfu']:.1f} %"
     )
     yield (
         f"                    {time['samples_per_second']:.2f} samples/s, "

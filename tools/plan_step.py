@@ -48,7 +48,8 @@ class Compiled:
         arguments and outputs, because the state is updated in place.
       peak: bytes alive at the worst moment.
       flops: executed FLOPs.
-      hbm_bytes: bytes read and written outside of Pallas kernels, by XLA's own count.
+      hbm_bytes: bytes read and written outside of Pallas kernels, by XLA's own count; 0: it makes
+        none (for GPUs that are not there).
       collectives: what is sent.
       unknown_loops: loops counted as one trip.
       cpu_seconds, wall_seconds: what tracing and compiling took.
@@ -141,7 +142,7 @@ def compile_step(
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
         flops=flops,
-        hbm_bytes=float(costs.get("bytes accessed", 0.0)),
+        hbm_bytes=float((costs or {}).get("bytes accessed", 0.0)),
         collectives=collectives,
         unknown_loops=unknown,
         cpu_seconds=time.process_time() - cpu,

@@ -120,7 +120,7 @@ CHIP_COLUMNS: dict[str, Callable[[Plan], str]] = {
     **_WHO,
     "FLOPs, T": lambda p: f"{p['flops']['executed'] / 1e12:.2f}",
     "executed / model": lambda p: f"{p['flops']['ratio']:.3f}",
-    "memory traffic, GB": lambda p: f"{p['hbm_bytes'] / 1e9:.1f}",
+    "memory traffic, GB": lambda p: f"{p['hbm_bytes'] / 1e9:.1f}" if p["hbm_bytes"] else "–",
     "state + batch, GiB": lambda p: f"{p['memory']['arguments']:.2f}",
     "temporaries, GiB": lambda p: f"{p['memory']['temporaries']:.2f}",
     "weights gathered, GiB": _gathered("weights"),

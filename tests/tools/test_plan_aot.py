@@ -167,6 +167,17 @@ def test_what_does_not_fit_says_so_and_loops_counted_once_are_named():
     assert "DOES NOT FIT" in text and "2 loops of unknown length" in text
 
 
+def test_a_compiler_that_counts_no_traffic_is_said_to_count_none(tmp_path):
+    found = report(terms("h100:8"), mesh(fsdp=8), compiled(hbm_bytes=0.0))
+    assert "memory not told by XLA" in "\n".join(lines(found))
+    file = tmp_path / "h100-8.json"
+    file.write_text(json.dumps(found))
+    rows = plan_table.tables([plan_table.read_plan(file)]).splitlines()
+    names = next(row for row in rows if "memory traffic, GB" in row).split(" | ")
+    cells = rows[rows.index(" | ".join(names)) + 2].split(" | ")
+    assert dict(zip(names, cells))["memory traffic, GB"] == "–"
+
+
 def test_a_search_compiles_until_one_fits_and_returns_the_cheapest(monkeypatch, capsys):
     tried = []
 
