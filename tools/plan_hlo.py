@@ -204,7 +204,7 @@ def _collective(
     shapes = _SHAPE.findall(instruction.result)
     if instruction.operation == "collective-permute-start":
         shapes = shapes[1:2]  # (operand, result, two handles)
-    elif instruction.operation == "all-gather-start":
+    elif instruction.operation in ("all-gather-start", "reduce-scatter-start"):
         shapes = shapes[len(shapes) // 2 :]  # (operands, results)
     members = _members(instruction.rest, devices)
     size = sum(_bytes(*shape) for shape in shapes)

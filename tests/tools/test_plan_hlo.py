@@ -61,6 +61,8 @@ ENTRY %main (p: bf16[32,64]) -> f32[] {
   %rs-done = f32[4]{0} async-done(%rs-start), calls=%scatter_async
   %gather-start = (bf16[2,8]{1,0}, s8[4]{0}, bf16[16,8]{1,0}, s8[32]{0}) all-gather-start(%a, %b), replica_groups=[2,8]<=[8,2]T(1,0), dimensions={0}
   %gather-done = (bf16[16,8]{1,0}, s8[32]{0}) all-gather-done(%gather-start)
+  %pair-start = ((f16[64]{0}, f16[32]{0}), (f16[8]{0}, f16[4]{0})) reduce-scatter-start(%g, %h), replica_groups=[2,8]<=[16], dimensions={0}, to_apply=%add
+  %pair-done = (f16[8]{0}, f16[4]{0}) reduce-scatter-done(%pair-start)
   %alone = f32[100]{0} all-reduce(%l), replica_groups={{0},{1},{2},{3}}, to_apply=%add
   ROOT %total = (f32[]{:T(128)}, f32[3]{0}) all-reduce(%l, %n), replica_groups={}, to_apply=%add
 }
@@ -98,6 +100,7 @@ def test_a_fused_all_reduce_scatter_is_a_reduce_scatter_of_its_operand(found):
 
 def test_an_asynchronous_pair_is_one_operation(found):
     assert one(found, "reduce-scatter", dtype="f32").bytes == 64 * 4
+    assert one(found, "reduce-scatter", dtype="f16").bytes == (64 + 32) * 2  # as on GPUs
     assert one(found, "collective-permute").bytes == 10 * 4
     mixed = one(found, "all-gather", dtype="mixed")
     assert mixed.bytes == 16 * 8 * 2 + 32  # results only, of both
