@@ -58,13 +58,21 @@ def newest_leaves(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
     if not steps:
         raise InputError(f"{workdir}: has no complete checkpoint")
     newest = max(steps)
+    # Said explicitly: a checkpoint of several processes does not fit the one that looks at it.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def whole(array: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=here)
+
     try:
         with (
             ocp.StandardCheckpointer() as arrays,
             ocp.Checkpointer(ocp.JsonCheckpointHandler()) as values,
         ):
+            path = folder / str(newest) / "state"
+            saved = ocp.StandardCheckpointHandler().metadata(path).tree
             tree = {
-                "state": arrays.restore(folder / str(newest) / "state"),
+                "state": arrays.restore(path, jax.tree.map(whole, saved)),
                 "input": values.restore(folder / str(newest) / "input"),
             }
     except Exception as error:  # tensorstore and Orbax raise their own kinds
