@@ -5,7 +5,7 @@ tokens, and a logits matrix would need 16 GiB per head. `attention` picks a back
 - "plain": the textbook form; the reference of the tests, and used where the logits are small;
 - "chunked": softmax over one chunk of queries at a time, with its own backward pass that keeps
   only the output and the log-sum-exp per query (no logits are stored), on any device;
-- "cudnn": fused flash attention on NVIDIA GPUs, half precision only;
+- "cudnn": fused flash attention on NVIDIA GPUs, half precision and heads of up to 128 only;
 - "splash": the Pallas flash kernel on TPUs, without a mask; numbers of tokens must be multiples of
   128. XLA cannot split it over devices by itself, so "auto" takes it on one device or inside
   `jax.shard_map`, and "chunked" elsewhere.
@@ -33,6 +33,8 @@ PLAIN_LOGITS = 128 * 1024
 SPLASH_BLOCK, SPLASH_BACKWARD_KEYS, SPLASH_INNER, SPLASH_UNIT = 1024, 2048, 640, 128
 # Head widths for which those blocks were tried; the autoencoder's 512 is none.
 SPLASH_WIDTH = 128
+# What cuDNN takes on every GPU with flash attention: widths of heads up to this, in eights.
+CUDNN_WIDTH, CUDNN_UNIT = 128, 8
 # Partial dQ that may exist at once: heads are taken in groups that keep within it.
 SPLASH_PARTIAL_BYTES = 2**29
 
@@ -56,7 +58,7 @@ def attention(
     if backend == "auto":
         backend = choose_backend(q, k)
     if backend == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return _cudnn_attention(q, k, v)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # heads first
     if backend == "splash":
         out = _splash_attention(q, k, v)
@@ -70,8 +72,10 @@ def attention(
 def choose_backend(q: jax.Array, k: jax.Array) -> str:
     """What "auto" means for queries [B, N, heads, d] and keys [B, M, heads, d]."""
     device = platform()
+    width = q.shape[-1]
     if device == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        return "cudnn"
+        if width <= CUDNN_WIDTH and width % CUDNN_UNIT == 0:
+            return "cudnn"
     if q.shape[1] * k.shape[1] <= PLAIN_LOGITS:
         return "plain"
     fits = all(x.shape[1] % SPLASH_UNIT == 0 and x.shape[-1] <= SPLASH_WIDTH for x in (q, k))
@@ -215,6 +219,20 @@ _chunked_attention.defvjp(_chunked_forward, _chunked_backward)
 def name_for_remat(out: jax.Array, lse: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """The output in `dtype` and the log-sum-exp, marked as what a remat policy should keep."""
     return checkpoint_name(out.astype(dtype), SAVED_NAMES[0]), checkpoint_name(lse, SAVED_NAMES[1])
+
+
+def _cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The fused GPU kernel; q [B, N, heads, d], k and v [B, M, heads, d] → [B, N, heads, d].
+
+    JAX refuses odd numbers of tokens where a gradient is taken, and a text context has 77: such
+    arrays get a token more, which as a key is beyond the length that the kernel is given.
+    """
+    even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))  # noqa: E731
+    keys = jnp.full(k.shape[0], k.shape[1], jnp.int32) if k.shape[1] % 2 else None
+    out = jax.nn.dot_product_attention(
+        even(q), even(k), even(v), key_value_seq_lengths=keys, implementation="cudnn"
+    )
+    return out[:, : q.shape[1]]
 
 
 def _splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
@@ -51,6 +53,33 @@ def test_backends_agree_with_the_formula_in_values_and_gradients(backend, querie
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=3e-5)
 
 
+@pytest.mark.parametrize("keys", [1024, 77])
+def test_the_gpu_kernel_lowers_for_cuda_forward_and_backward_on_a_machine_without(
+    monkeypatch, keys
+):
+    # JAX asks the installed cuDNN for its version while tracing.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    q, k = (jax.ShapeDtypeStruct((1, n, 5, 64), jnp.bfloat16) for n in (1024, keys))
+    loss = lambda *x: attention(*x, backend="cudnn").astype(jnp.float32).sum()  # noqa: E731
+    traced = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).trace(q, k, k)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert re.findall(r"@__cudnn\$(\w+)", text) == ["fmhaSoftmax", "fmhaSoftmaxBackward"]
+    assert f"1024x{keys}x" not in text  # no logits outside of the kernel
+
+
+def test_odd_numbers_of_tokens_are_padded_for_the_gpu_kernel_without_being_seen(monkeypatch):
+    def kernel(*x, implementation, **options):
+        assert implementation == "cudnn" and all(y.shape[1] % 2 == 0 for y in x)
+        return dot_product_attention(*x, **options)
+
+    dot_product_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    q, k, v, d_out = _inputs(5, 77)
+    found = _value_and_gradients(lambda *x: attention(*x, backend="cudnn"), q, k, v, d_out)
+    for got, wanted in zip(found, _value_and_gradients(_reference, q, k, v, d_out)):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=3e-5)
+
+
 @pytest.mark.parametrize("partial_bytes", [2**29, 1], ids=["all heads", "head by head"])
 def test_the_tpu_kernel_agrees_with_the_formula_in_values_and_gradients(monkeypatch, partial_bytes):
     monkeypatch.setattr(attention_module, "SPLASH_PARTIAL_BYTES", partial_bytes)
@@ -77,6 +106,8 @@ def test_ragged_lengths_are_refused_by_the_tpu_kernel_with_the_way_out():
         ("tpu", (1024, 1024, 512), jnp.bfloat16, "chunked"),
         ("gpu", (1024, 1024), jnp.bfloat16, "cudnn"),
         ("gpu", (1024, 1024), jnp.float32, "chunked"),
+        ("gpu", (1024, 1024, 512), jnp.bfloat16, "chunked"),
+        ("gpu", (1024, 1024, 4), jnp.bfloat16, "chunked"),
         ("cpu", (1024, 1024), jnp.bfloat16, "chunked"),
         ("cpu", (64, 64), jnp.float32, "plain"),
     ],
