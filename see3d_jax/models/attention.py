@@ -3,8 +3,8 @@
 Self-attention runs over all views × pixels jointly: at 16 views of 64² latents that is 65,536
 tokens, and a logits matrix would need 16 GiB per head. `attention` picks a backend while tracing:
 - "plain": the textbook form; the reference of the tests, and used where the logits are small;
-- "chunked": softmax over one chunk of queries at a time, with its own backward pass that keeps
-  only the output and the log-sum-exp per query (no logits are stored), on any device;
+- "chunked": one block of queries × keys at a time, with its own backward pass that keeps only the
+  output and the log-sum-exp per query (no logits are stored), on any device;
 - "cudnn": fused flash attention on NVIDIA GPUs, half precision and heads of up to 128 only;
 - "splash": the Pallas flash kernel on TPUs, without a mask; numbers of tokens must be multiples of
   128. XLA cannot split it over devices by itself, so "auto" takes it on one device or inside
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,8 @@ BACKENDS = ("auto", "plain", "chunked", "cudnn", "splash")
 # Names under which the chunked form marks what a remat policy should keep, so that recomputing a
 # block does not recompute its attention.
 SAVED_NAMES = ("attention_output", "attention_lse")
+# Queries × keys of a block: 2 MiB of logits stay in the caches of two cores between the products.
+BLOCK = (512, 1024)
 # Below this many logits per head and sample, storing them is cheaper than computing them again.
 PLAIN_LOGITS = 128 * 1024
 # Tokens per block of the TPU kernel: 2048 queries do not fit the VMEM of v5e and v5p, nor do 4096
@@ -40,7 +44,12 @@ SPLASH_PARTIAL_BYTES = 2**29
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, backend: str = "auto", chunk: int = 128
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    backend: str = "auto",
+    block: tuple[int, int] = BLOCK,
 ) -> jax.Array:
     """softmax(q·kᵀ/√head_dim)·v.
 
@@ -48,7 +57,7 @@ def attention(
       q: [B, N, heads, head_dim] queries.
       k, v: [B, M, heads, head_dim] keys and values.
       backend: one of `BACKENDS`; "auto" chooses by device, dtype and size at trace time.
-      chunk: queries handled at once by the chunked form.
+      block: queries and keys handled at once by the chunked form.
 
     Returns:
       [B, N, heads, head_dim] in q's dtype.
@@ -63,9 +72,9 @@ def attention(
     if backend == "splash":
         out = _splash_attention(q, k, v)
     elif backend == "plain":
-        out, _ = _softmax_attention(q, jnp.swapaxes(k, 2, 3), v)
+        out = _plain_attention(q, k, v)
     else:
-        out = _chunked_attention(q, k, v, min(chunk, q.shape[2]))
+        out = _blockwise_attention(q, k, v, block)
     return jnp.swapaxes(out, 1, 2).astype(q.dtype)
 
 
@@ -114,106 +123,178 @@ def _scaled(q: jax.Array) -> jax.Array:
     return q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
 
 
-def _softmax_attention(
-    q: jax.Array, k_transposed: jax.Array, v: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Output [B, heads, n, d] and log-sum-exp [B, heads, n], both float32.
-
-    q [B, heads, n, d], k_transposed [B, heads, d, M], v [B, heads, M, d].
-    """
-    logits = _matmul(_scaled(q), k_transposed)
-    peak = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    weights = jnp.exp(logits - peak)
-    total = weights.sum(-1, keepdims=True)
+def _plain_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """q [B, heads, N, d], k and v [B, heads, M, d] → [B, heads, N, d] float32."""
+    logits = _matmul(_scaled(q), jnp.swapaxes(k, 2, 3))
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     # Divide after the product: d numbers per query instead of M.
-    out = _matmul(weights.astype(v.dtype), v) / total
-    return out, (peak + jnp.log(total))[..., 0]
+    return _matmul(weights.astype(v.dtype), v) / weights.sum(-1, keepdims=True)
 
 
-def _split(x: jax.Array, chunk: int) -> jax.Array:
-    """[B, heads, N, ...] → [chunks, B, heads, chunk, ...], zero-padded at the end."""
-    b, h, n, *rest = x.shape
-    chunks = -(-n // chunk)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * chunk - n)) + ((0, 0),) * len(rest))
-    return jnp.moveaxis(x.reshape(b, h, chunks, chunk, *rest), 2, 0)
+def _blocks(x: jax.Array, most: int) -> jax.Array:
+    """[N, ...] → [blocks, up to `most`, ...]: few and equal, zero-padded at the end."""
+    count = -(-len(x) // most)
+    size = -(-len(x) // count)
+    x = jnp.pad(x, ((0, count * size - len(x)),) + ((0, 0),) * (x.ndim - 1))
+    return x.reshape(count, size, *x.shape[1:])
 
 
-def _join(x: jax.Array, n: int) -> jax.Array:
-    """Inverse of `_split`, dropping the padding."""
-    chunks, b, h, chunk, *rest = x.shape
-    return jnp.moveaxis(x, 0, 2).reshape(b, h, chunks * chunk, *rest)[:, :, :n]
+def _joined(x: jax.Array, n: int) -> jax.Array:
+    """Inverse of `_blocks`, dropping the padding."""
+    return x.reshape(-1, *x.shape[2:])[:n]
 
 
-def softmax_by_chunks(
-    q: jax.Array, k: jax.Array, v: jax.Array, chunk: int
+def _hidden(blocks: int, size: int, n: int) -> jax.Array | None:
+    """What to add to the logits of [blocks, size] keys: −∞ where padding is; None without any."""
+    if blocks * size == n:
+        return None
+    return jnp.where(jnp.arange(blocks * size) < n, 0.0, -jnp.inf).reshape(blocks, size)
+
+
+def _logits(k: jax.Array, q_transposed: jax.Array, hidden: jax.Array | None) -> jax.Array:
+    logits = _matmul(k, q_transposed)
+    return logits if hidden is None else logits + hidden[:, None]
+
+
+def _each_head(function: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """`function` of one head's arrays, for arrays [B, heads, ...].
+
+    On a CPU one head after the other: a block of logits is then no larger than the caches are.
+    """
+    if platform() != "cpu":
+        return jax.vmap(jax.vmap(function))(*arrays)
+    rows = arrays[0].shape[:2]
+    flat = tuple(x.reshape(-1, *x.shape[2:]) for x in arrays)
+    results = jax.lax.map(lambda head: function(*head), flat)
+    return jax.tree.map(lambda x: x.reshape(*rows, *x.shape[1:]), results)
+
+
+def softmax_by_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, block: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """One chunk of queries after the other; no gradient of its own.
+    """Chunks of queries, and for each the keys block by block; no gradient of its own.
+
+    The softmax is carried along (Milakov & Gimelshein 2018): where a block raises the largest
+    logit so far, what was summed before is scaled down. All is held transposed, [keys, queries], so
+    that every product is a plain row-by-column one.
 
     q [B, heads, N, d], k and v [B, heads, M, d] → output [B, heads, N, d] and log-sum-exp
     [B, heads, N], both float32.
     """
-    k_transposed = jnp.swapaxes(k, 2, 3)
-    out, lse = jax.lax.map(lambda rows: _softmax_attention(rows, k_transposed, v), _split(q, chunk))
-    return _join(out, q.shape[2]), _join(lse, q.shape[2])
+    return _each_head(functools.partial(_softmax_of_head, block=block), q, k, v)
 
 
-def gradients_by_chunks(
+def _softmax_of_head(
+    q: jax.Array, k: jax.Array, v: jax.Array, block: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    k_blocks, v_blocks = (_blocks(x, block[1]) for x in (k, v))
+    hidden = _hidden(*k_blocks.shape[:2], len(k))
+    keys = (k_blocks, jnp.swapaxes(v_blocks, 1, 2), hidden)
+
+    def one_chunk(q_rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q_transposed = _scaled(q_rows).T
+
+        def one_block(carry: tuple, keys: tuple) -> tuple[tuple, None]:
+            peak, total, out = carry
+            k_rows, v_transposed, hidden = keys
+            logits = _logits(k_rows, q_transposed, hidden)
+            new_peak = jnp.maximum(peak, logits.max(0))
+            weights, shrink = jnp.exp(logits - new_peak), jnp.exp(peak - new_peak)
+            total = total * shrink + weights.sum(0)
+            out = out * shrink + _matmul(v_transposed, weights.astype(v.dtype))
+            return (new_peak, total, out), None
+
+        n, d = len(q_rows), v.shape[1]
+        start = (jnp.full(n, -jnp.inf), jnp.zeros(n), jnp.zeros((d, n)))
+        (peak, total, out), _ = jax.lax.scan(one_block, start, keys)
+        return (out / total).T, peak + jnp.log(total)
+
+    out, lse = jax.lax.map(one_chunk, _blocks(q, block[0]))
+    return _joined(out, len(q)), _joined(lse, len(q))
+
+
+def gradients_by_blocks(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     out: jax.Array,
     lse: jax.Array,
     d_out: jax.Array,
-    chunk: int,
+    block: tuple[int, int],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients (dQ, dK, dV) in float32: the softmax weights come back from the log-sum-exp.
 
-    With P = exp(S − lse): dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P ∘ (dP − rowsum(dO ∘ O)). Everything is
-    held transposed, [keys, queries], so that all five products are plain row-by-column ones.
-    Padded queries have dO = 0, hence dS = 0 and no share in dK or dV. Where k and v are only a part
-    of the keys that `out` and `lse` were made with, dQ is that part's share.
+    With P = exp(S − lse): dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P ∘ (dP − rowsum(dO ∘ O)). Padded queries
+    have dO = 0, hence dS = 0 and no share in dK or dV; padded keys have P = 0. Where k and v are
+    only a part of the keys that `out` and `lse` were made with, dQ is that part's share.
     """
-    scale = 1 / math.sqrt(q.shape[-1])
-    k_transposed = jnp.swapaxes(k, 2, 3)
     row = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    of_head = functools.partial(_gradients_of_head, block=block)
+    return _each_head(of_head, q, k, v, lse, row, d_out.astype(q.dtype))
+
+
+def _gradients_of_head(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lse: jax.Array,
+    row: jax.Array,
+    d_out: jax.Array,
+    block: tuple[int, int],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    scale = 1 / math.sqrt(q.shape[-1])
+    k_blocks, v_blocks = (_blocks(x, block[1]) for x in (k, v))
+    hidden = _hidden(*k_blocks.shape[:2], len(k))
+    keys = (jnp.arange(len(k_blocks)), k_blocks, jnp.swapaxes(k_blocks, 1, 2), v_blocks, hidden)
 
     def one_chunk(carry: tuple[jax.Array, jax.Array], rows: tuple[jax.Array, ...]) -> tuple:
         q_rows, d_rows, lse_rows, row_rows = rows
-        logits = _matmul(k, jnp.swapaxes(_scaled(q_rows), 2, 3))  # [B, heads, M, n]
-        weights = jnp.exp(logits - lse_rows[:, :, None])
-        d_weights = _matmul(v, jnp.swapaxes(d_rows, 2, 3))
-        d_logits = (weights * (d_weights - row_rows[:, :, None]) * scale).astype(q.dtype)
-        d_k = carry[0] + _matmul(d_logits, q_rows)
-        d_v = carry[1] + _matmul(weights.astype(q.dtype), d_rows)
-        return (d_k, d_v), jnp.swapaxes(_matmul(k_transposed, d_logits), 2, 3)
+        q_transposed, d_transposed = _scaled(q_rows).T, d_rows.T
 
-    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    rows = tuple(_split(x, chunk) for x in (q, d_out.astype(q.dtype), lse, row))
+        def one_block(carry: tuple, keys: tuple) -> tuple[tuple, None]:
+            d_q, d_k, d_v = carry
+            number, k_rows, k_transposed, v_rows, hidden = keys
+            weights = jnp.exp(_logits(k_rows, q_transposed, hidden) - lse_rows)
+            d_weights = _matmul(v_rows, d_transposed)
+            d_logits = (weights * (d_weights - row_rows) * scale).astype(q.dtype)
+            d_q = d_q + _matmul(k_transposed, d_logits)
+            d_k = d_k.at[number].add(_matmul(d_logits, q_rows))
+            d_v = d_v.at[number].add(_matmul(weights.astype(q.dtype), d_rows))
+            return (d_q, d_k, d_v), None
+
+        d_q = jnp.zeros(q_rows.shape[::-1], jnp.float32)
+        (d_q, d_k, d_v), _ = jax.lax.scan(one_block, (d_q, *carry), keys)
+        return (d_k, d_v), d_q.T
+
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_blocks, v_blocks))
+    rows = tuple(_blocks(x, block[0]) for x in (q, d_out, lse, row))
     (d_k, d_v), d_q = jax.lax.scan(one_chunk, zeros, rows)
-    return _join(d_q, q.shape[2]), d_k, d_v
+    return _joined(d_q, len(q)), _joined(d_k, len(k)), _joined(d_v, len(k))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _chunked_attention(q: jax.Array, k: jax.Array, v: jax.Array, chunk: int) -> jax.Array:
-    return _chunked_forward(q, k, v, chunk)[0]
+def _blockwise_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, block: tuple[int, int]
+) -> jax.Array:
+    return _blockwise_forward(q, k, v, block)[0]
 
 
-def _chunked_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, chunk: int
+def _blockwise_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, block: tuple[int, int]
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    out, lse = name_for_remat(*softmax_by_chunks(q, k, v, chunk), q.dtype)
+    out, lse = name_for_remat(*softmax_by_blocks(q, k, v, block), q.dtype)
     return out, (q, k, v, out, lse)
 
 
-def _chunked_backward(
-    chunk: int, saved: tuple[jax.Array, ...], d_out: jax.Array
+def _blockwise_backward(
+    block: tuple[int, int], saved: tuple[jax.Array, ...], d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     q, k, v, out, lse = saved
-    d_q, d_k, d_v = gradients_by_chunks(q, k, v, out, lse, d_out, chunk)
+    d_q, d_k, d_v = gradients_by_blocks(q, k, v, out, lse, d_out, block)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
-_chunked_attention.defvjp(_chunked_forward, _chunked_backward)
+_blockwise_attention.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def name_for_remat(out: jax.Array, lse: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:

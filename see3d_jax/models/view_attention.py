@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from see3d_jax.models.attention import (
+    BLOCK,
     attention,
-    gradients_by_chunks,
+    gradients_by_blocks,
     name_for_remat,
-    softmax_by_chunks,
+    softmax_by_blocks,
 )
 
 EXCHANGES = ("gather", "ring")
@@ -34,7 +35,7 @@ def view_attention(
     *,
     exchange: str = "gather",
     backend: str = "auto",
-    chunk: int = 128,
+    block: tuple[int, int] = BLOCK,
 ) -> jax.Array:
     """softmax(q·kᵀ/√head_dim)·v with the keys and values of all devices along `axis`.
 
@@ -42,8 +43,8 @@ def view_attention(
       q, k, v: [B, N, heads, head_dim], those of this device.
       axis: name of a manual mesh axis.
       exchange: one of `EXCHANGES`.
-      backend: see `attention.attention`; the ring always goes by chunks.
-      chunk: queries that the ring handles at once.
+      backend: see `attention.attention`; the ring always goes by blocks.
+      block: queries and keys that the ring handles at once.
 
     Returns:
       [B, N, heads, head_dim] in q's dtype.
@@ -55,7 +56,7 @@ def view_attention(
             k, v = (_gather_tokens(x, axis) for x in (k, v))
         return attention(q, k, v, backend=backend)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # heads first
-    return jnp.swapaxes(_ring_attention(q, k, v, axis, min(chunk, q.shape[2])), 1, 2)
+    return jnp.swapaxes(_ring_attention(q, k, v, axis, block), 1, 2)
 
 
 def _gather_tokens(x: jax.Array, axis: str) -> jax.Array:
@@ -69,22 +70,24 @@ def _gather_tokens(x: jax.Array, axis: str) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _ring_attention(q: jax.Array, k: jax.Array, v: jax.Array, axis: str, chunk: int) -> jax.Array:
-    return _ring_forward(q, k, v, axis, chunk)[0]
+def _ring_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, axis: str, block: tuple[int, int]
+) -> jax.Array:
+    return _ring_forward(q, k, v, axis, block)[0]
 
 
 def _ring_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, axis: str, chunk: int
+    q: jax.Array, k: jax.Array, v: jax.Array, axis: str, block: tuple[int, int]
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The own keys first, then those of each other device as they come by."""
 
     def next_device(carry: tuple, _: None) -> tuple[tuple, None]:
         out, lse, k, v = carry
         k, v = _pass_on((k, v), axis)
-        out, lse = _merge(out, lse, *softmax_by_chunks(q, k, v, chunk))
+        out, lse = _merge(out, lse, *softmax_by_blocks(q, k, v, block))
         return (out, lse, k, v), None
 
-    start = (*softmax_by_chunks(q, k, v, chunk), k, v)
+    start = (*softmax_by_blocks(q, k, v, block), k, v)
     others = jax.lax.axis_size(axis) - 1
     (out, lse, _, _), _ = jax.lax.scan(next_device, start, length=others)
     out, lse = name_for_remat(out, lse, q.dtype)
@@ -92,14 +95,14 @@ def _ring_forward(
 
 
 def _ring_backward(
-    axis: str, chunk: int, saved: tuple[jax.Array, ...], d_out: jax.Array
+    axis: str, block: tuple[int, int], saved: tuple[jax.Array, ...], d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of keys and values travel with them and are home after a whole round."""
     q, k, v, out, lse = saved
 
     def one_device(carry: tuple, _: None) -> tuple[tuple, None]:
         d_q, d_k, d_v, k, v = carry
-        more = gradients_by_chunks(q, k, v, out, lse, d_out, chunk)
+        more = gradients_by_blocks(q, k, v, out, lse, d_out, block)
         d_q, d_k, d_v = (total + part for total, part in zip((d_q, d_k, d_v), more))
         return (d_q, *_pass_on((d_k, d_v, k, v), axis)), None
 

@@ -45,7 +45,7 @@ def _value_and_gradients(function, q, k, v, d_out):
 def test_backends_agree_with_the_formula_in_values_and_gradients(backend, queries, keys):
     q, k, v, d_out = _inputs(queries, keys)
 
-    chunked = lambda *x: attention(*x, backend=backend, chunk=32)  # noqa: E731
+    chunked = lambda *x: attention(*x, backend=backend, block=(32, 24))  # noqa: E731
     out, *gradients = _value_and_gradients(chunked, q, k, v, d_out)
     expected, *expected_gradients = _value_and_gradients(_reference, q, k, v, d_out)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=2e-6)
@@ -188,7 +188,7 @@ def test_the_tpu_kernel_compiles_for_a_real_chip_at_full_size():
 
 def test_large_logits_do_not_overflow():
     q, k, v, _ = _inputs(40, 40)
-    out = attention(100 * q, 100 * k, v, backend="chunked", chunk=16)
+    out = attention(100 * q, 100 * k, v, backend="chunked", block=(16, 16))
     np.testing.assert_allclose(out, _reference(100 * q, 100 * k, v), atol=1e-4)
 
 
@@ -202,7 +202,7 @@ def test_half_precision_keeps_softmax_in_float32():
 def test_half_precision_has_gradients_on_every_device():
     q, k, v, d_out = _inputs(40, 50)
     half = [x.astype(jnp.bfloat16) for x in (q, k, v, d_out)]
-    run = lambda *x: attention(*x, backend="chunked", chunk=16)  # noqa: E731
+    run = lambda *x: attention(*x, backend="chunked", block=(16, 16))  # noqa: E731
     expected = _value_and_gradients(_reference, q, k, v, d_out)
     for found, wanted in zip(_value_and_gradients(run, *half), expected):
         assert np.abs(found.astype(jnp.float32) - wanted).max() < 0.02 * np.abs(wanted).max()

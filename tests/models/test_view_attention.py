@@ -32,7 +32,7 @@ def value_and_gradients(function):
     return run
 
 def spread(exchange, wrap=lambda f: f):
-    function = wrap(functools.partial(view_attention, axis="view", exchange=exchange, chunk=4))
+    function = wrap(functools.partial(view_attention, axis="view", exchange=exchange, block=(4, 3)))
     return jax.jit(jax.shard_map(value_and_gradients(function), mesh=mesh, in_specs=(tokens,) * 4,
                                  out_specs=tokens, check_vma=False))
 
