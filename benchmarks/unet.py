@@ -1,6 +1,7 @@
 """Our UNet and attention against PyTorch's on this CPU: time, peak memory; bf16's error.
 
     python -m benchmarks.unet [--small] [--json FILE]      needs torch (pip install torch)
+    python -m benchmarks.unet --devices 2                  views spread over two JAX devices
     python -m benchmarks.unet --bf16 [--small]             does not
 
 Both sides run the same architecture on the same float32 weights and inputs, with the same number of
@@ -40,6 +41,12 @@ Examples:
 @click.option("--bf16", is_flag=True, help="Only bf16's error against float32; no torch needed.")
 @click.option("--repeats", default=7, show_default=True, help="Timed runs of each side.")
 @click.option(
+    "--devices",
+    default=1,
+    show_default=True,
+    help="JAX devices to split the processor into, for the UNet's views.",
+)
+@click.option(
     "--tokens",
     multiple=True,
     type=int,
@@ -47,11 +54,16 @@ Examples:
 )
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the numbers.")
 def app(
-    small: bool, bf16: bool, repeats: int, tokens: tuple[int, ...], output: Path | None
-) -> None:
+    small: bool, bf16: bool, repeats: int, devices: int, tokens: tuple[int, ...],
+    output: Path | None,
+) -> None:  # fmt: skip
     """Prints one line per measurement."""
+    if devices > 1:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", devices)
     config, views, size = problem(small)
-    report: dict[str, Any] = {"cores": os.cpu_count(), "small": small}
+    report: dict[str, Any] = {"cores": os.cpu_count(), "devices": devices, "small": small}
     if bf16:
         report["bf16"] = bf16_errors(config, views, size)
         for name, value in report["bf16"].items():
@@ -109,24 +121,27 @@ def compare_unets(config: Any, views: int, size: int, repeats: int) -> dict[str,
     import jax
     import jax.numpy as jnp
     import torch
+    from jax.sharding import AxisType, NamedSharding
+    from jax.sharding import PartitionSpec as P
 
     from benchmarks.torch_unet import torch_unet
-    from see3d_jax.models.weights import apply_unet
 
     (x, t, context), params = inputs_and_weights(config, views, size)
     network = torch_unet(config, torch_layout(params))
-    params = jax.device_put(params)
+    mesh = jax.make_mesh((jax.device_count(),), ("view",), (AxisType.Auto,))
+    params = jax.device_put(params, NamedSharding(mesh, P()))
     rows = [
         torch.from_numpy(np.moveaxis(x[0], -1, 1).copy()),
         torch.from_numpy(t[0]),
         torch.from_numpy(context[0]),
     ]
 
-    ours = jax.jit(functools.partial(apply_unet, config))
+    apply = spread_over_views(config, views, mesh)
+    ours = jax.jit(apply)
 
     @jax.jit
     def our_step(params: Any, x: jax.Array, t: jax.Array, context: jax.Array) -> tuple:
-        loss = lambda p: jnp.square(apply_unet(config, p, x, t, context)).mean()  # noqa: E731
+        loss = lambda p: jnp.square(apply(p, x, t, context)).mean()  # noqa: E731
         return jax.value_and_grad(loss)(params)
 
     def forward() -> torch.Tensor:
@@ -155,6 +170,31 @@ def compare_unets(config: Any, views: int, size: int, repeats: int) -> dict[str,
     report["forward"] = race("UNet forward", lambda: ours(params, x, t, context), forward, repeats)
     report["step"] = race("UNet step", lambda: our_step(params, x, t, context), step, repeats)
     return report
+
+
+def spread_over_views(config: Any, views: int, mesh: Any) -> Callable[..., Any]:
+    """(params, x, t, context) → the UNet's output, each JAX device working on a part of the views.
+
+    XLA runs the operations of one device of a CPU one after the other and splits only large ones.
+    """
+    import jax
+    from jax.sharding import PartitionSpec as P
+
+    from see3d_jax.models.unet import Parts
+    from see3d_jax.models.weights import apply_unet
+
+    if mesh.size == 1:
+        return functools.partial(apply_unet, config)
+    if views % mesh.size:
+        raise InputError(f"--devices {mesh.size} does not divide {views} views")
+    of_views = P(None, "view")
+    return jax.shard_map(
+        functools.partial(apply_unet, config, parts=Parts(view_axis="view")),
+        mesh=mesh,
+        in_specs=(P(), of_views, of_views, of_views),
+        out_specs=of_views,
+        check_vma=False,
+    )
 
 
 def compare_attention(tokens: int, repeats: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +58,11 @@ def test_the_solver_table_ranks_second_order_before_first(monkeypatch, tmp_path)
 def test_a_missing_case_is_one_clear_message(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         solvers.network(tmp_path / "absent.json")
+
+
+def test_views_that_do_not_divide_over_the_devices_are_refused():
+    with pytest.raises(InputError, match="--devices 3 does not divide 4 views"):
+        unet.spread_over_views(TINY, 4, SimpleNamespace(size=3))
 
 
 def test_without_torch_the_comparison_says_what_to_do(monkeypatch):
