@@ -21,6 +21,9 @@ from see3d_jax.models.attention import SAVED_NAMES, platform, sees_one_device
 
 # Operations whose results are kept unless whole blocks are recomputed: these take the time.
 PRODUCTS = ("dot_general", "conv_general_dilated", "all_gather")
+# cuDNN's attention in a trace. JAX wraps it whole, so that its output and log-sum-exp cannot be
+# given the names of `SAVED_NAMES`.
+FUSED_ATTENTION = "dot_product_attention_fwd_wrapper"
 
 
 def recomputed(
@@ -33,6 +36,7 @@ def recomputed(
       whole: recompute the matrix products too, all but attention's.
     """
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+    policy = jax.checkpoint_policies.save_from_both_policies(policy, _is_fused_attention)
     if not whole:
         policy = jax.checkpoint_policies.save_from_both_policies(policy, _is_product)
     block = jax.checkpoint(block, policy=policy)
@@ -42,6 +46,10 @@ def recomputed(
 
 def _is_product(operation: Any, *_: Any, **__: Any) -> bool:
     return operation.name in PRODUCTS
+
+
+def _is_fused_attention(operation: Any, *_: Any, **__: Any) -> bool:
+    return operation.name == FUSED_ATTENTION
 
 
 def _kept_apart(block: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:

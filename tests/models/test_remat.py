@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
-from see3d_jax.models import layers
+from see3d_jax.models import layers, remat
+from see3d_jax.models.attention import attention
 from see3d_jax.models.remat import recomputed
+from tools.plan_jaxpr import executed_flops
 
 BLOCKS, ROWS, WIDTH = 6, 512, 64
 
@@ -51,6 +54,25 @@ def test_the_backward_pass_keeps_less_and_finds_the_same_gradient(plain, whole, 
 def test_a_block_runs_outside_of_any_compiled_function():
     block = recomputed(lambda x: jnp.sin(x), whole=False)
     np.testing.assert_allclose(block(jnp.arange(3.0)), np.sin(np.arange(3.0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_attention_of_a_gpu_is_not_computed_again(monkeypatch, whole):
+    monkeypatch.setattr(remat, "platform", lambda: "gpu")
+    # JAX asks the installed cuDNN for its version while tracing.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+    def block(x):
+        q = jnp.sin(x)
+        return x + attention(q, q, q, backend="cudnn")
+
+    def loss(x):
+        return recomputed(block, whole=whole)(x).astype(jnp.float32).sum()
+
+    x = jnp.zeros((1, 256, 2, 64), jnp.bfloat16)
+    product = 2 * 2 * 256 * 256 * 64
+    traced = jax.make_jaxpr(jax.value_and_grad(loss))(x)
+    assert executed_flops(traced).kernel == (2 + 5) * product
 
 
 @pytest.mark.parametrize(
