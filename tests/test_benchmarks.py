@@ -176,7 +176,7 @@ def test_every_term_of_a_fit_is_compared_with_the_plain_fit(tmp_path):
     arguments += ["--seeds", "1", "--only", "depth 0.05", "--json", str(report)]
     result = CliRunner().invoke(fit_terms.app, arguments)
     assert result.exit_code == 0, result.output
-    plain, depth = result.output.splitlines()
+    plain, _ = result.output.splitlines()
     assert "psnr" in plain and plain.count("+0.000") == 3  # its difference to itself
     rows = json.loads(report.read_text())["scenes"]["scene"]
     assert set(rows) == {"plain", "depth 0.05"}
