@@ -74,6 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.objective.beta = 0.2  # t' = ⌊0.2·t⌋, paper
     config.objective.weighting = "sample"  # or "prediction", "min_snr"; diffusion.loss
     config.objective.preconditioning = "gaussian"  # or "none"; diffusion.precondition
+    config.objective.lpips = 0.0  # weight of LPIPS in the holes; ours, needs '.[metrics]'
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-3

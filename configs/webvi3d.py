@@ -79,6 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.objective.beta = 0.2  # t' = ⌊0.2·t⌋ [paper, code]
     config.objective.weighting = "prediction"  # or "sample", "min_snr"; diffusion.loss
     config.objective.preconditioning = "none"  # as released; or "gaussian", diffusion.precondition
+    config.objective.lpips = 0.0  # weight of LPIPS in the holes, needs '.[metrics]' [ours]
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1e-5  # [paper]

@@ -88,6 +88,7 @@ def diffusion_loss(
     weight_form: str = "code",
     beta: float = 0.2,
     weighting: str = "prediction",
+    view_loss: Callable[[jax.Array], jax.Array] | None = None,
     targets: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean squared error over the entries of target views.
@@ -105,12 +106,14 @@ def diffusion_loss(
       weighting: what counts alike at all timesteps: "prediction", errors of what the network
         predicts; "sample", errors of x_0, which low noise, where hardly anything is left to learn,
         adds little to; "min_snr", errors of x_0 times min(SNR, 5) (Hang et al. 2023).
+      view_loss: what else counts about a view, the same at all timesteps: estimated x_0
+        [B, V, h, w, c] → [B, V], with its weight.
       targets: number of target views to divide by where these arrays are part of a larger batch,
         whose loss is then the sum over the parts; None: the number in `is_reference`.
 
     Returns:
-      The scalar loss, and per sample {"t": [B] int32, "loss": [B] float32 (unweighted),
-      "dropped": [B] bool}.
+      The scalar loss, and per sample {"t": [B] int32, "loss": [B] float32 (unweighted,
+      without `view_loss`), "dropped": [B] bool}.
     """
     t = noise.t
     x_t = schedule.add_noise(x_0, noise.eps, t)
@@ -126,7 +129,10 @@ def diffusion_loss(
     here = is_target.sum(1)  # [B]
     per_sample = per_view.sum(1)
     weight = _timestep_weight(schedule, t, weighting)
-    loss = (weight * per_sample).sum() / jnp.maximum(here.sum() if targets is None else targets, 1)
+    total = (weight * per_sample).sum()
+    if view_loss is not None:
+        total += (view_loss(schedule.to_x0_eps(x_t, output, t)[0]) * is_target).sum()
+    loss = total / jnp.maximum(here.sum() if targets is None else targets, 1)
     return loss, {"t": t, "loss": per_sample / jnp.maximum(here, 1), "dropped": noise.dropped}
 
 

@@ -76,6 +76,7 @@ NETWORKS = tuple(_NETWORKS)
 _FILES = {"alex": ("alexnet.ckpt", "AlexNet_0"), "vgg": ("vgg16.ckpt", "VGG16_0")}
 # AlexNet's last pooling needs three pixels, which is what is left of 31; VGG halves four times.
 MIN_SIDE = {"alex": 31, "vgg": 16}
+CROP = 64  # side of the square that a loss looks at in every step: all of a picture costs too much
 
 
 @jax.tree_util.register_dataclass
@@ -117,6 +118,32 @@ def lpips(metric: Lpips, image: jax.Array, truth: jax.Array) -> jax.Array:
     for head, one, other in zip(metric.heads, *(_features(metric, x) for x in both), strict=True):
         distance += (jnp.square(_unit(one) - _unit(other)) * head).sum(-1).mean((1, 2))
     return distance.reshape(lead)
+
+
+def lpips_of_crop(
+    metric: Lpips, image: jax.Array, truth: jax.Array, weight: jax.Array | None, key: jax.Array
+) -> jax.Array:
+    """LPIPS of a random square of at most `CROP` pixels, times its mean weight: a term of losses.
+
+    Where a pixel counts nothing both images are the same; features next to it see nothing wrong.
+
+    Args:
+      image, truth: [H, W, 3], nominally in [0, 1]; `image` is clipped to it.
+      weight: [H, W] ≥ 0, how much each pixel counts, or None.
+      key: of the place.
+    """
+    height, width = image.shape[:2]
+    rows, columns = min(height, CROP), min(width, CROP)
+    corner = [
+        jax.random.randint(k, (), 0, side - crop + 1)
+        for k, side, crop in zip(jax.random.split(key), (height, width), (rows, columns))
+    ]
+    counts = jnp.ones((height, width)) if weight is None else weight
+    maps = jnp.concatenate([image, truth, counts[..., None]], -1)
+    maps = jax.lax.dynamic_slice(maps, (*corner, 0), (rows, columns, 7))
+    image, truth, counts = maps[..., :3], maps[..., 3:6], maps[..., 6:]
+    image = jnp.where(counts > 0, image, truth)
+    return lpips(metric, jnp.clip(image, 0, 1), truth) * counts.mean()
 
 
 def _features(metric: Lpips, images: jax.Array) -> list[jax.Array]:

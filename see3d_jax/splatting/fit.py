@@ -26,13 +26,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from see3d_jax.errors import WorkError
-from see3d_jax.evaluation.lpips import load_lpips
+from see3d_jax.evaluation.lpips import MIN_SIDE, load_lpips
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting import resume
 from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.fit_step import FitConfig, Photos, State, fit_step, grow, initial_state
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
-from see3d_jax.splatting.losses import big_enough_for_lpips
 from see3d_jax.splatting.projection import project_gaussians
 from see3d_jax.splatting.render import enough_capacity
 
@@ -215,7 +214,7 @@ def _on_devices(
     network = None
     if config.lpips_weight:
         network = load_lpips("vgg")
-        if not big_enough_for_lpips(network, *views.images.shape[1:3]):
+        if min(views.images.shape[1:3]) < MIN_SIDE[network.network]:
             raise ValueError("images: too small for LPIPS; leave lpips_weight at 0")
     cameras = views.cameras
     photos = Photos(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from see3d_jax.evaluation.lpips import Lpips
+from see3d_jax.evaluation.lpips import Lpips, lpips_of_crop
 from see3d_jax.evaluation.metrics import psnr
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting import exposure, losses
@@ -168,7 +168,7 @@ def fit_step(
         if weight is not None:  # a view that is trusted less as a whole pulls less
             loss *= weight.sum() / jnp.maximum((weight > 0).sum(), 1)
         if config.lpips_weight:
-            seen = losses.perceptual_loss(photos.network, image, truth, weight, key)
+            seen = lpips_of_crop(photos.network, image, truth, weight, key)
             loss += config.lpips_weight * seen
         if config.depth_weight and photos.depths is not None:
             loss += config.depth_weight * losses.depth_loss(

@@ -10,12 +10,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from see3d_jax.evaluation.lpips import MIN_SIDE, Lpips, lpips
 from see3d_jax.evaluation.metrics import ssim
 from see3d_jax.splatting.render import Rendering
 
-# Side of the square that LPIPS looks at in every step, at a random place.
-LPIPS_CROP = 64
 # Pixels that the scene covers less than this have no depth to compare.
 _COVERED = 0.5
 # Disparity errors (scene sizes) well above this count by their logarithm: edges, wrong depth.
@@ -33,32 +30,6 @@ def photometric_loss(
     if ssim_weight == 0.0:
         return absolute
     return (1 - ssim_weight) * absolute + ssim_weight * (1.0 - ssim(image, truth, weight))
-
-
-def perceptual_loss(
-    network: Lpips, image: jax.Array, truth: jax.Array, weight: jax.Array | None, key: jax.Array
-) -> jax.Array:
-    """LPIPS of a random square of at most `LPIPS_CROP` pixels, times its mean weight.
-
-    Where a pixel counts nothing both images are the same; features next to it see nothing wrong.
-    """
-    height, width = image.shape[:2]
-    rows, columns = min(height, LPIPS_CROP), min(width, LPIPS_CROP)
-    corner = [
-        jax.random.randint(k, (), 0, side - crop + 1)
-        for k, side, crop in zip(jax.random.split(key), (height, width), (rows, columns))
-    ]
-    counts = jnp.ones((height, width)) if weight is None else weight
-    maps = jnp.concatenate([image, truth, counts[..., None]], -1)
-    maps = jax.lax.dynamic_slice(maps, (*corner, 0), (rows, columns, 7))
-    image, truth, counts = maps[..., :3], maps[..., 3:6], maps[..., 6:]
-    image = jnp.where(counts > 0, image, truth)
-    return lpips(network, jnp.clip(image, 0, 1), truth) * counts.mean()
-
-
-def big_enough_for_lpips(network: Lpips, height: int, width: int) -> bool:
-    """Whether `perceptual_loss` can look at images of this size."""
-    return min(height, width) >= MIN_SIDE[network.network]
 
 
 def depth_loss(

@@ -11,6 +11,7 @@ used, is left to XLA.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from see3d_jax.diffusion.loss import Denoise, diffusion_loss, draw_loss_noise
 from see3d_jax.diffusion.precondition import precondition
 from see3d_jax.diffusion.schedule import Schedule
+from see3d_jax.evaluation.lpips import lpips_of_crop
 from see3d_jax.models.codec import Codec
 from see3d_jax.models.unet import Parts
 from see3d_jax.models.weights import apply_unet
@@ -37,6 +39,7 @@ from see3d_jax.training.sharding import (
 from see3d_jax.training.state import Frozen, Params
 
 Batch = dict[str, jax.Array]
+_PLACE = 1 << 20  # apart from the rows, which the noise is drawn by
 
 
 def loss_and_gradient(
@@ -122,9 +125,31 @@ def _loss(
         weight_form=spec.objective.weight_form,
         beta=spec.objective.beta,
         weighting=spec.objective.weighting,
+        view_loss=_perceptual_term(frozen, batch, views, key, spec.objective.lpips),
         targets=targets,
     )  # fmt: skip
     return loss
+
+
+def _perceptual_term(
+    frozen: Frozen, batch: Batch, views: jax.Array, key: jax.Array, weight: float
+) -> Callable[[jax.Array], jax.Array] | None:
+    """LPIPS of the views that estimated latents show, in the holes of their condition."""
+    if not weight:
+        return None
+    truth, holes = (batch["image"] + 1) / 2, 1 - batch["mask"][..., 0]
+
+    def place(row: jax.Array, view: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, _PLACE), row), view)
+
+    places = jax.vmap(lambda row: jax.vmap(lambda view: place(row, view))(views))(batch["row"])
+    one = functools.partial(lpips_of_crop, frozen.perceptual)
+
+    def of_views(x_0: jax.Array) -> jax.Array:
+        shown = (frozen.codec.decode(x_0) + 1) / 2
+        return weight * jax.vmap(jax.vmap(one))(shown, truth, holes, places)
+
+    return of_views
 
 
 def local_denoiser(

@@ -71,6 +71,8 @@ class ObjectiveSpec:
       beta: t' = ⌊beta·t⌋ of the condition's noise.
       weighting: how timesteps count, see `diffusion.loss`.
       preconditioning: what the network corrects, see `diffusion.precondition`.
+      lpips: weight of LPIPS (VGG) between the view that the prediction amounts to and the true one,
+        in the pixels that the condition does not know. Ours, not See3D's.
     """
 
     drop_probability: float
@@ -78,6 +80,7 @@ class ObjectiveSpec:
     beta: float
     weighting: str
     preconditioning: str
+    lpips: float = 0.0
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -86,6 +89,8 @@ class ObjectiveSpec:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        if not 0 <= self.lpips < float("inf"):
+            raise ValueError(f"lpips: expected a weight ≥ 0, got {self.lpips}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,16 +235,19 @@ def evaluation(config: ml_collections.ConfigDict) -> EvaluationSpec:
 
 
 def perceptual(config: ml_collections.ConfigDict) -> Lpips | None:
-    """The network of LPIPS, if `config.evaluation.lpips` names one."""
-    network = config.evaluation.lpips
+    """The network of LPIPS that evaluation uses, if `config.evaluation.lpips` names one."""
+    return _lpips(config, "evaluation.lpips", config.evaluation.lpips)
+
+
+def _lpips(config: ml_collections.ConfigDict, key: str, network: str) -> Lpips | None:
     if not network:
         return None
-    made = _build("evaluation.lpips", load_lpips, {"network": network})
+    made = _build(key, load_lpips, {"network": network})
     side = min(view_sizes(config)[0])
     if side < MIN_SIDE[network]:
         raise InputError(
-            f"config.evaluation.lpips: {network!r} needs views of at least {MIN_SIDE[network]} "
-            f"pixels, these have {side}"
+            f"config.{key}: {network!r} needs views of at least {MIN_SIDE[network]} pixels, these "
+            f"have {side}"
         )
     return made
 
@@ -266,8 +274,13 @@ def check_origin(config: ml_collections.ConfigDict, unet: UNetConfig) -> None:
 
 
 def frozen_networks(config: ml_collections.ConfigDict, unet: UNetConfig) -> Frozen:
-    """Autoencoder and CLIP, read from where `config.init_from` leads, and checked."""
-    return Frozen(codec(config, unet), image_context(config, unet))
+    """Autoencoder and CLIP, read from where `config.init_from` leads, and checked; and LPIPS."""
+    network = "vgg" if config.objective.get("lpips") else ""
+    return Frozen(
+        codec(config, unet),
+        image_context(config, unet),
+        _lpips(config, "objective.lpips", network),
+    )
 
 
 def image_context(config: ml_collections.ConfigDict, unet: UNetConfig) -> ImageContext | None:

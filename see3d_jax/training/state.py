@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from see3d_jax.evaluation.lpips import Lpips
 from see3d_jax.models.codec import Codec
 from see3d_jax.models.context import ImageContext
 
@@ -50,10 +51,12 @@ class Frozen:
     Attributes:
       codec: image ↔ latent codec.
       context_encoder: what makes the context out of a picture; None: the context is all zeros.
+      perceptual: network of the loss's LPIPS term, or None.
     """
 
     codec: Codec
     context_encoder: ImageContext | None = None
+    perceptual: Lpips | None = None
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

