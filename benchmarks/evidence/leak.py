@@ -26,19 +26,21 @@ CHOICES = (("code", 0.2), ("paper", 0.2), ("code", 0.05), ("code", 1.0), ("clean
 
 
 def readable_share(
-    batch: Batch, codec: Codec, schedule: Schedule, form: str, beta: float, t: int
-) -> dict[str, float]:
-    """R² of x_0 given V_t at timestep t: {"known", "hole"} in [0, 1]."""
-    masked = {name: jnp.asarray(batch[name]) for name in ("image", "mask")}
-    x_0, condition, mask = encode_batch(codec, masked)
+    latents: tuple[jax.Array, jax.Array, jax.Array], is_reference: np.ndarray, schedule: Schedule,
+    form: str, beta: float, t: int,
+) -> dict[str, float]:  # fmt: skip
+    """R² of x_0 given V_t at timestep t: {"known", "hole"} in [0, 1].
+
+    `latents`: clean ones, those of the condition, and the mask, as of `encode_batch`.
+    """
+    x_0, condition, mask = latents
     keys = jax.random.split(jax.random.key(t), 2)
     eps, eps_c = (jax.random.normal(key, x_0.shape) for key in keys)
     times = jnp.full(x_0.shape[:2], t)
     x_t = schedule.add_noise(x_0, eps, times)
     v_t = mix_condition(schedule, x_t, condition, eps_c, times, form=form, beta=beta)
-    target = ~batch["is_reference"]
-    truth, shown = np.asarray(x_0)[target], np.asarray(v_t)[target]
-    known = np.asarray(mask)[target][..., 0] > 0.5
+    truth, shown = np.asarray(x_0)[~is_reference], np.asarray(v_t)[~is_reference]
+    known = np.asarray(mask)[~is_reference][..., 0] > 0.5
     return {
         name: _explained(truth[where], shown[where])
         for name, where in (("known", known), ("hole", ~known))
@@ -57,8 +59,12 @@ def _explained(truth: np.ndarray, shown: np.ndarray) -> float:
 def curves(batch: Batch, codec: Codec, schedule: Schedule) -> list[dict[str, Any]]:
     """R² over t for every choice of W_t and β: [{"form", "beta", "t", "known", "hole"}]."""
     found = []
+    latents = encode_batch(codec, {name: jnp.asarray(batch[name]) for name in ("image", "mask")})
     for form, beta in CHOICES:
-        shares = [readable_share(batch, codec, schedule, form, beta, t) for t in TIMESTEPS]
+        shares = [
+            readable_share(latents, batch["is_reference"], schedule, form, beta, t)
+            for t in TIMESTEPS
+        ]
         columns = {name: [round(s[name], 4) for s in shares] for name in ("known", "hole")}
         found.append({"form": form, "beta": beta, "t": list(TIMESTEPS), **columns})
     return found

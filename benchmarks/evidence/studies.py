@@ -75,8 +75,10 @@ def table3(budget: Budget, folder: Path) -> list[Variant]:
     return [
         Variant(
             name,
-            _runs(budget, BASE if condition == BASE else f"table3_{condition}",
-                  f"configs/ablations/table3_{condition}.py", _clips(budget)),
+            _base_runs(budget) if condition == BASE else _runs(
+                budget, f"table3_{condition}", f"configs/ablations/table3_{condition}.py",
+                _clips(budget),
+            ),
             forms,
         )
         for name, condition in TABLE3.items()
