@@ -7,7 +7,8 @@
         --test data/test --output evidence
 
 Studies: table3, table6, scaling, leakage (they train); solvers (of --checkpoint) and embedded (of
-the model inside the package) train nothing.
+the model inside the package) train nothing. With --checkpoint, the workdir that the latter was made
+in, embedded also draws how its kept checkpoints came to be.
 A study that was stopped goes on where it was. Choices between rows are to be made by the scores on
 validation scenes; those on test scenes are for reporting. OUTPUT/STUDY.json and .jpg are what
 `python -m benchmarks.evidence.report` makes docs/evidence.md of.
@@ -46,7 +47,7 @@ EMBEDDED_CALLS = (1, 2, 4, 8)
 @click.option("--pretraining-steps", default=1000, show_default=True, help="Of the shared start.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Runs each.")
 @click.option("--depth-noise", default=0.03, show_default=True, help="Depth error, training, test.")
-@click.option("--checkpoint", type=_PATH, help="Workdir whose solvers are compared.")
+@click.option("--checkpoint", type=_PATH, help="Workdir: for solvers, or a curve.")
 @click.option("--lpips/--no-lpips", default=True, show_default=True, help="AlexNet.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of every config.")
 def app(
@@ -159,7 +160,42 @@ def embedded(
         chosen = {"composite": True, "num_steps": steps}
         label = f"model, {steps} call{'s' * (steps > 1)}"
         rows[label], pictures[label] = _sampled(scenes, model, label, options, perceptual, chosen)
-    return _table(scenes, rows, pictures, perceptual, output / "embedded.jpg")
+    table = _table(scenes, rows, pictures, perceptual, output / "embedded.jpg")
+    if options["checkpoint"] is None:
+        return table
+    from see3d_jax.models.origins import complete_steps
+
+    steps = complete_steps(options["checkpoint"])
+    found = [
+        scenes.examine(
+            runs.Trained.load(options["checkpoint"], step), 0, perceptual,
+            composite=True, num_steps=1,
+        )[0]
+        for step in steps
+    ]  # fmt: skip
+    table["curve"] = {"step": list(steps), **{key: [s[key] for s in found] for key in found[0]}}
+    _draw_curve(output / "embedded_curves.png", table)
+    return table
+
+
+def _draw_curve(path: Path, table: dict[str, Any]) -> None:
+    """Hole pixels of validation and test scenes over the kept checkpoints, Telea dashed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    curve, telea = table["curve"], table["baselines"]["warp + Telea"]
+    names = [name for name in ("psnr_hole", "lpips_hole") if name in curve]
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        for split, prefix, colour in (("validation", "validation_", "C0"), ("test", "", "C1")):
+            axes.plot(curve["step"], curve[prefix + name], color=colour, marker=".", label=split)
+            axes.axhline(telea[prefix + name], color=colour, ls="--", lw=1)
+        title = {"psnr_hole": "PSNR in holes, dB", "lpips_hole": "LPIPS in holes"}[name]
+        axes.set(title=title, xlabel="training steps")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(title="dashed: warp + Telea")
+    figure.savefig(path, dpi=110)
 
 
 def _sampled(

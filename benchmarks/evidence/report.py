@@ -37,6 +37,7 @@ _COLUMNS = (
     ("psnr_all", "PSNR, all", 2), ("psnr_known", "known", 2), ("psnr_hole", "holes", 2),
     ("ssim", "SSIM", 3), ("lpips_all", "LPIPS, all", 3), ("lpips_hole", "holes", 3),
     ("validation_psnr_all", "validation: PSNR, all", 2), ("validation_psnr_hole", "holes", 2),
+    ("validation_lpips_hole", "LPIPS, holes", 3),
 )  # fmt: skip
 
 

@@ -92,11 +92,11 @@ class Trained:
     params: Any
 
     @classmethod
-    def load(cls, workdir: Path) -> Trained:
-        """Reads the moving average of a workdir's newest checkpoint."""
+    def load(cls, workdir: Path, step: int | None = None) -> Trained:
+        """Reads the moving average of a workdir's checkpoint, the newest by default."""
         config = ml_collections.ConfigDict(origins.read_run_config(workdir))
         unet = settings.train_spec(config).unet
-        step = origins.complete_steps(workdir)[-1]
+        step = origins.complete_steps(workdir)[-1] if step is None else step
         return cls(config, origins.read_average(workdir, step, unet))
 
     @classmethod
@@ -189,9 +189,11 @@ class Scenes:
     ) -> dict[str, float]:
         """Scores of the test images, and as validation_NAME what choices are made by."""
         scores = score(self.test, test, perceptual)
-        chosen_by = score(self.validation, validation, None)
+        chosen_by = score(self.validation, validation, perceptual)
         return scores | {
-            f"validation_{name}": chosen_by[name] for name in ("psnr_all", "psnr_hole")
+            f"validation_{name}": chosen_by[name]
+            for name in ("psnr_all", "psnr_hole", "lpips_hole")
+            if name in chosen_by
         }
 
 
