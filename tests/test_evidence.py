@@ -12,6 +12,7 @@ from data_prep.synthetic import app as make_clips
 from see3d_jax.data.records import decode_image, read_records
 from see3d_jax.diffusion.schedule import make_schedule
 from see3d_jax.diffusion.visual_condition import mixing_weight
+from see3d_jax.errors import WorkError
 from see3d_jax.models.codec import DctCodec
 from see3d_jax.training.inputs import encode_batch
 
@@ -60,6 +61,19 @@ def test_a_share_of_the_clips_and_spoiled_ones(posed, tmp_path):
     after = np.stack([decode_image(image) for image in moving.images]).astype(float)
     changed = (np.abs(after - before).max(-1) > 40).mean((1, 2))
     assert (changed > 0.02).all() and (changed < 0.3).all()
+
+
+def test_a_run_that_was_told_to_stop_is_not_taken_for_a_finished_one(tmp_path, monkeypatch):
+    done = subprocess.CompletedProcess([], 0)  # it saved, and ended without an error
+    monkeypatch.setattr(runs.subprocess, "run", lambda *args, **kwargs: done)
+    reached = [40]
+    monkeypatch.setattr(runs.origins, "complete_steps", lambda workdir: reached)
+    run = runs.Run("name", "configs/tiny.py", {"num_steps": 60})
+    with pytest.raises(WorkError, match="stopped before its last step"):
+        runs.train(run, tmp_path)
+    reached.append(60)
+    assert runs.train(run, tmp_path) == tmp_path / "name"
+    assert (tmp_path / "name.done").is_file()
 
 
 def test_a_perfect_answer_is_scored_as_one(posed):

@@ -60,7 +60,7 @@ class Run:
 def train(run: Run, folder: Path) -> Path:
     """Trains `run` in folder/name unless it is finished; returns the workdir.
 
-    Raises WorkError with the last line that a failed run printed.
+    Raises WorkError with the last line that a run printed which failed, or was told to stop.
     """
     workdir = folder / run.name
     done = folder / f"{run.name}.done"
@@ -77,9 +77,11 @@ def train(run: Run, folder: Path) -> Path:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as out:
         code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
+    stopped = not code and origins.complete_steps(workdir)[-1] < values["num_steps"]
+    if code or stopped:  # a run that is told to stop saves, and ends without an error
         last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
-        raise WorkError(f"{' '.join(command)}: exit code {code} ({''.join(last)}); see {log}")
+        how = "stopped before its last step" if stopped else f"exit code {code}"
+        raise WorkError(f"{' '.join(command)}: {how} ({''.join(last)}); see {log}")
     done.touch()
     return workdir
 
