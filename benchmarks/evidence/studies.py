@@ -125,7 +125,7 @@ def leakage(budget: Budget, folder: Path) -> list[Variant]:
             if (form, beta) == ("code", 0.2)  # what configs/tiny.py has
             else _runs(budget, f"leakage_{form}_{beta}", TINY, values)
         )
-        variants.append(Variant(f"W_t of the {form}, β = {beta}", runs))
+        variants.append(Variant(f"W_t of the {form}, beta {beta}", runs))
     return variants
 
 
