@@ -6,11 +6,13 @@ Prints, per chip, memory (fits or not), FLOPs and collectives of the compiled st
 compiled program, and from them estimates the time of a step and the cost of the paper's training.
 The assumptions of the estimates are in docs/scaling.md. Topologies: v5e:AxB, v5p:AxBxC, v6e:AxB
 (need libtpu: pip install '.[aot]') and h100:N (pip install '.[gpu]'). Any value of the config can
-be overridden as in training, --config.data.views=16. Compiling takes minutes and about 6 GiB.
+be overridden as in training, --config.data.views=16. Compiling takes minutes and about 5 GiB.
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 AXES = ("data", "fsdp", "view", "tensor")
 # A page of the search is enough to see the trend.
 SHOWN = 12
+_M_ARENA_MAX = -8  # malloc.h
 
 
 @click.command(
@@ -181,8 +184,20 @@ def named(sizes: dict[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
+def spare_memory() -> None:
+    """Has the threads of this process share one heap, before there are any; with glibc only.
+
+    Heaps of their own, which nothing gives back, made a compilation a quarter larger.
+    """
+    if sys.platform == "linux":
+        options = getattr(ctypes.CDLL(None), "mallopt", None)
+        if options is not None:
+            options(_M_ARENA_MAX, 1)
+
+
 def main() -> None:
     """Entry point."""
+    spare_memory()
     run_command(lambda: app(standalone_mode=False))
 
 

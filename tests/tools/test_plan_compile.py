@@ -1,7 +1,7 @@
 """The full training step compiled for TPUs: memory, arithmetic and what is sent.
 
 Of the plans in docs/scaling, which the page's tables are made of, and, slowly, of the step as it is
-now: a compilation takes four minutes of CPU and 6 GiB. That needs libtpu (installed, or at
+now: a compilation takes four minutes of CPU and 5 GiB. That needs libtpu (installed, or at
 TPU_LIBRARY_PATH), not a TPU.
 """
 
@@ -87,7 +87,7 @@ def test_the_full_step_on_eight_small_chips(plan_of, mesh):
     for name, entry in plan["collectives"].items():
         if name.startswith(("collective-permute", "all-to-all")):
             assert entry["largest_mib"] <= 1
-    assert plan["compile"]["host_gib"] <= 6.5
+    assert plan["compile"]["host_gib"] <= 6
     assert plan["compile"]["cpu_seconds"] <= 400  # 230 to 280, on a busy machine
 
 
