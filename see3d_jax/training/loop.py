@@ -54,6 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     mesh = make_mesh(config)
     settings.check_origin(config, spec.unet)
     frozen = settings.frozen_networks(config, spec.unet)
+    frozen = frozen.replace(perceptual=settings.loss_network(config))
     example = settings.example_spec(config, frozen.codec)
     skipped, clips = SkippedClips(), Mixture(settings.data_sources(config), config.seed)
     preprocess = settings.preprocess(frozen)

