@@ -180,10 +180,7 @@ class Scenes:
         made = []
         for batch in (self.test, self.validation):
             images = model.sample(batch, seed, **sampler)
-            if composite:
-                known = (batch["mask"] > 0.5) & ~batch["is_reference"][..., None, None, None]
-                images = np.where(known, shown_images(batch), images)
-            made.append(images)
+            made.append(put_back(batch, images) if composite else images)
         return self.score(*made, perceptual), made[0]
 
     def score(
@@ -197,6 +194,12 @@ class Scenes:
             for name in ("psnr_all", "psnr_hole", "lpips_hole")
             if name in chosen_by
         }
+
+
+def put_back(batch: Batch, images: np.ndarray) -> np.ndarray:
+    """The images [B, V, h, w, 3] with what the condition knows of the targets in its place."""
+    known = (batch["mask"] > 0.5) & ~batch["is_reference"][..., None, None, None]
+    return np.where(known, shown_images(batch), images)
 
 
 def baselines(batch: Batch) -> dict[str, np.ndarray]:
