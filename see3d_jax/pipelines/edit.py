@@ -82,8 +82,8 @@ def edit(
 
     Returns the edited views in place of the photos. Raises InputError naming what is wrong.
     """
-    if min(1 if n is None else n for n in (views, steps)) < 1:
-        raise InputError(f"--views and --steps must be at least 1, got {views} and {steps}")
+    if views is not None and views < 1:
+        raise InputError(f"--views must be at least 1, got {views}")
     scene = load_scene(source)
     (chosen,) = choose_frames(scene, (reference,))
     others = [i for i in range(len(scene)) if i != chosen]
@@ -92,8 +92,7 @@ def edit(
     if views is not None and views < len(others):
         others = [others[i] for i in np.linspace(0, len(others) - 1, views).round().astype(int)]
     model = load_model(checkpoint, unet=unet, references=1, sampler=sampler)
-    guidance = model.sampling.guidance if guidance is None else guidance
-    steps = steps or model.sampling.num_steps
+    model = model.sampled_with(steps, guidance)
     first = scene.cameras[chosen]
     width, height = working_size(
         first.width, first.height, size or model.image_size, model.size_multiple
@@ -102,7 +101,7 @@ def edit(
     photos, depths, targets = _other_views(scene, others, width, height)
     warps, masks, z, touched = warp_edit(change, photos, depths, targets)
     given = resize_image(change.image, width, height)[None]
-    generated = sample_groups(model, given, warps, masks, steps, guidance, seed)
+    generated = sample_groups(model, given, warps, masks, seed)
     result = np.where(masks[..., None], warps, generated)
     unseen = [i for i, mask in zip(others, touched, strict=True) if not mask.any()]
     warnings = []
@@ -124,7 +123,8 @@ def edit(
             "edited_depth": edited_depth and str(edited_depth),
             "checkpoint": checkpoint and str(checkpoint),
             "model": model.name, "sampler": sampler, "references": [scene.names[chosen]],
-            "frames": [scene.names[i] for i in others], "steps": steps, "guidance": guidance,
+            "frames": [scene.names[i] for i in others], "steps": model.sampling.num_steps,
+            "guidance": model.sampling.guidance,
             "composite": True, "seed": seed, "width": width, "height": height,
             "num_views": len(others), "known_share": round(float(masks.mean()), 4),
             "warnings": warnings, "rounds": [], "jax_backend": jax.default_backend(),

@@ -160,10 +160,7 @@ def generate(
 
     Raises InputError for anything wrong with these, naming it.
     """
-    _check_numbers(
-        views=views, steps=steps, views_per_round=views_per_round, size=size, guidance=guidance,
-        fov=fov,
-    )  # fmt: skip
+    _check_numbers(views=views, views_per_round=views_per_round, size=size, fov=fov)
     clock = _Clock()
     depth_model = None
     if depth is not None and Path(depth).suffix.lower() == ".onnx":
@@ -188,11 +185,10 @@ def generate(
         raise InputError("--depth is the depth of one reference; give only one --reference with it")
     model = load_model(
         checkpoint, unet=unet, references=len(chosen), sampler=sampler, prompt=prompt
-    )
+    ).sampled_with(steps, guidance)
+    steps, guidance = model.sampling.num_steps, model.sampling.guidance
     enlarger = None if sr is None else load_superres(sr, sampler)
-    guidance = model.sampling.guidance if guidance is None else guidance
     composite = model.composite if composite is None else composite
-    steps = steps or model.sampling.num_steps
     first = scene.cameras[chosen[0]]
     width, height = working_size(
         first.width, first.height, size or model.image_size, model.size_multiple
@@ -225,7 +221,7 @@ def generate(
         pinned = [view.image for view in anchors[: (model.views - len(given)) // 2]]
         clean = np.concatenate([given, np.stack(pinned)]) if pinned else given
         first = number * _GROUPS_PER_ROUND
-        return sample_groups(model, clean, warps, masks, steps, guidance, seed, first)
+        return sample_groups(model, clean, warps, masks, seed, first)
 
     rounds = run_rounds(
         known_views, targets,
@@ -249,8 +245,8 @@ def generate(
             [middle_of(v, shape, width * FACTOR, height * FACTOR).image for v in known_views]
         )
         enlarged = enlarge_views(
-            large_model, large, result, masks if wants_masks else None, steps,
-            large_model.sampling.guidance, seed,
+            large_model.sampled_with(steps, None), large, result,
+            masks if wants_masks else None, seed,
         )  # fmt: skip
         clock.lap("super-resolution")
     small = stack([view.camera for view in middles])
@@ -291,14 +287,12 @@ def generate(
 
 
 def _check_numbers(**values: float | None) -> None:
-    for name in ("views", "steps", "views_per_round"):
+    for name in ("views", "views_per_round"):
         if values[name] is not None and values[name] < 1:
             option = name.replace("_", "-")
             raise InputError(f"--{option} must be at least 1, got {values[name]}")
     if values["size"] is not None and not 16 <= values["size"] <= 4096:
         raise InputError(f"--size must be 16 to 4096 pixels, got {values['size']}")
-    if values["guidance"] is not None and not 0 <= values["guidance"] < math.inf:
-        raise InputError(f"--guidance must be 0 or more, got {values['guidance']}")
     if values["fov"] is not None and not 1 <= values["fov"] <= 170:
         raise InputError(f"--fov must be 1 to 170 degrees, got {values['fov']}")
 

@@ -6,7 +6,6 @@ and the next targets; so memory does not grow with the number of targets.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -37,7 +36,7 @@ def group_targets(num_targets: int, per_group: int) -> list[list[int]]:
 
 def sample_groups(
     model: See3DModel, given: np.ndarray, warps: np.ndarray, masks: np.ndarray,
-    steps: int, guidance: float, seed: int, first_group: int = 0,
+    seed: int, first_group: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """Fills the holes of all warps [N, h, w, 3] uint8, masks [N, h, w] bool: [N, h, w, 3] uint8.
 
@@ -46,11 +45,10 @@ def sample_groups(
     """
     references = len(given)
     groups = group_targets(len(warps), max(1, model.views - references))
-    sampler = dataclasses.replace(model.sampling, num_steps=steps, guidance=guidance)
     context = model.context(given[0], references + len(groups[0]))
     generated = np.empty_like(warps)
     key = jax.random.key(seed)
-    calls = len(sampling_steps(sampler, model.schedule.num_timesteps)[0])
+    calls = len(sampling_steps(model.sampling, model.schedule.num_timesteps)[0])
     with tqdm(total=len(groups) * calls, desc="sampling", unit="step") as bar:
         _bars.append(bar)
         try:
@@ -63,7 +61,7 @@ def sample_groups(
                     mask.astype(np.float32),
                     np.arange(images.shape[1])[None] < references,
                     context, jax.random.fold_in(key, first_group + number),
-                    unet=model.unet, preconditioning=model.preconditioning, sampler=sampler,
+                    unet=model.unet, preconditioning=model.preconditioning, sampler=model.sampling,
                     official=model.official,
                 )  # fmt: skip
                 generated[group] = np.asarray(sampled)[0, references:]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,6 +91,19 @@ class See3DModel:
     def composite(self) -> bool:
         """Whether the known pixels of a warp are better than what the codec makes of them."""
         return isinstance(self.codec, DctCodec)
+
+    def sampled_with(self, steps: int | None, guidance: float | None) -> See3DModel:
+        """The same model with settings of the caller's; None keeps the model's own.
+
+        Raises InputError for values that no sampler takes.
+        """
+        if steps is not None and steps < 1:
+            raise InputError(f"--steps must be at least 1, got {steps}")
+        if guidance is not None and not 0 <= guidance < math.inf:
+            raise InputError(f"--guidance must be 0 or more, got {guidance}")
+        given = {"num_steps": steps, "guidance": guidance}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **changes))
 
     def apply(self, params: Params, x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
         """The network: x [B, V, h, w, 2c+1], t [B, V], context → [B, V, h, w, c]."""

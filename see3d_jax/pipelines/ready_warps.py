@@ -109,15 +109,11 @@ def fill_ready_warps(
     Raises InputError for anything wrong with the folder or the options, naming it.
     """
     started = time.monotonic()
-    if steps is not None and steps < 1:
-        raise InputError(f"--steps must be at least 1, got {steps}")
     ready = load_ready_warps(source)
     model = load_model(
         checkpoint, unet=unet, references=len(ready.references), sampler=sampler, prompt=prompt
-    )
-    guidance = model.sampling.guidance if guidance is None else guidance
+    ).sampled_with(steps, guidance)
     composite = model.composite if composite is None else composite
-    steps = steps or model.sampling.num_steps
     rows, columns = ready.masks[0].shape
     side = size or model.image_size
     width, height = working_size(columns, rows, side, model.size_multiple)
@@ -128,11 +124,12 @@ def fill_ready_warps(
     shares = [resize_image(mask.astype(np.float32), width, height) for mask in ready.masks]
     masks = np.stack(shares) > _KNOWN
     warps = np.where(masks[..., None], warps, 0)
-    generated = sample_groups(model, references, warps, masks, steps, guidance, seed)
+    generated = sample_groups(model, references, warps, masks, seed)
     views = np.where(masks[..., None], warps, generated) if composite else generated
     run = {
         "input": str(source), "checkpoint": checkpoint and str(checkpoint), "model": model.name,
-        "sampler": sampler, "steps": steps, "guidance": guidance, "prompt": prompt,
+        "sampler": sampler, "steps": model.sampling.num_steps, "guidance": model.sampling.guidance,
+        "prompt": prompt,
         "composite": composite, "seed": seed, "width": width, "height": height,
         "references": len(references), "known_share": round(float(masks.mean()), 4),
         "seconds": round(time.monotonic() - started, 2),

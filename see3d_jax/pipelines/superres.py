@@ -45,7 +45,7 @@ def load_superres(folder: str | os.PathLike[str], sampler: str) -> tuple[See3DMo
 
 def enlarge_views(
     model: See3DModel, references: np.ndarray, views: np.ndarray, masks: np.ndarray | None,
-    steps: int, guidance: float, seed: int,
+    seed: int,
 ) -> np.ndarray:  # fmt: skip
     """Enlarges N views by two.
 
@@ -54,7 +54,7 @@ def enlarge_views(
       references: [R, 2h, 2w, 3] uint8, the given views in full detail.
       views: [N, h, w, 3] uint8.
       masks: [N, h, w] bool, known pixels of the views; None = all.
-      steps, guidance, seed: of the sampler.
+      seed: of the sampler.
 
     Returns [N, 2h, 2w, 3] uint8. Raises ValueError for shapes that do not fit.
     """
@@ -79,7 +79,7 @@ def enlarge_views(
         clean = np.concatenate([references, last])
         result[group] = sample_groups(
             dataclasses.replace(model, views=len(clean) + len(group)), clean, coarse[group],
-            known[group], steps, guidance, seed, number,
+            known[group], seed, number,
         )  # fmt: skip
         if carried:
             last = result[group][np.arange(-carried, 0) % len(group)]

@@ -40,6 +40,7 @@ def model(monkeypatch):
         seen.given, seen.warps, seen.masks = given, warps, masks
         return np.full_like(warps, 255)
 
+    seen.sampled_with = lambda steps, guidance: seen
     monkeypatch.setattr(ready_warps, "load_model", lambda *_, **options: seen)
     monkeypatch.setattr(ready_warps, "sample_groups", fill)
     return seen

@@ -103,6 +103,7 @@ def test_new_views_of_unposed_photos(photos, tmp_path, monkeypatch):
         name="none", image_size=64, size_multiple=8, views=8,
         composite=False, sampling=SimpleNamespace(guidance=0.0, num_steps=1),
     )  # fmt: skip
+    model.sampled_with = lambda steps, guidance: model
     monkeypatch.setattr(generation, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(generation, "sample_groups", lambda _, given, warps, *rest: warps)
     result = generation.generate(

@@ -25,7 +25,7 @@ def calls(monkeypatch) -> list[types.SimpleNamespace]:
     """Stands in for the network: returns the coarse views one brighter, and keeps what it got."""
     kept = []
 
-    def sample_groups(model, given, warps, masks, steps, guidance, seed, first):
+    def sample_groups(model, given, warps, masks, seed, first):
         kept.append(types.SimpleNamespace(**locals()))
         return warps + 1
 
@@ -36,7 +36,7 @@ def calls(monkeypatch) -> list[types.SimpleNamespace]:
 def test_every_group_sees_the_references_and_the_last_two_of_the_group_before(calls) -> None:
     views = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(6, 2).repeat(3, 3)
     references = np.full((1, 8, 12, 3), 99, np.uint8)
-    result = enlarge_views(_model(6), references, views, None, 3, 1.0, 0)
+    result = enlarge_views(_model(6), references, views, None, 0)
     assert result.shape == (7, 8, 12, 3)
     np.testing.assert_array_equal(result[:, 0, 0, 0], np.arange(7) + 1)
     assert [call.warps[:, 0, 0, 0].tolist() for call in calls] == [[0, 1, 2], [3, 4, 5], [4, 5, 6]]
@@ -53,7 +53,7 @@ def test_every_view_keeps_its_own_mask(calls) -> None:
     rng = np.random.default_rng(0)
     views = rng.integers(0, 200, (5, 4, 6, 3), np.uint8)
     masks = rng.random((5, 4, 6)) < 0.5
-    enlarge_views(_model(5), np.zeros((2, 8, 12, 3), np.uint8), views, masks, 3, 1.0, 0)
+    enlarge_views(_model(5), np.zeros((2, 8, 12, 3), np.uint8), views, masks, 0)
     for call in calls:
         for warp, mask in zip(call.warps, call.masks, strict=True):
             (number,) = (
@@ -64,14 +64,14 @@ def test_every_view_keeps_its_own_mask(calls) -> None:
 
 def test_a_model_too_small_to_carry_anything_still_works(calls) -> None:
     views = np.zeros((3, 4, 4, 3), np.uint8)
-    result = enlarge_views(_model(2), np.zeros((2, 8, 8, 3), np.uint8), views, None, 1, 0.0, 0)
+    result = enlarge_views(_model(2), np.zeros((2, 8, 8, 3), np.uint8), views, None, 0)
     assert len(result) == 3 and [len(call.given) for call in calls] == [2, 2, 2]
 
 
 def test_wrong_sizes_and_wrong_weights_are_named(monkeypatch, tmp_path) -> None:
     views = np.zeros((3, 4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match=r"references \[R, 8, 8, 3\]"):
-        enlarge_views(_model(4), views, views, None, 1, 0.0, 0)
+        enlarge_views(_model(4), views, views, None, 0)
     monkeypatch.setattr(module, "load_model", lambda folder, **options: _model(4, "code"))
     with pytest.raises(InputError, match="not trained for super-resolution"):
         load_superres(tmp_path, "ddim")

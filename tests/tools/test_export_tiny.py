@@ -52,7 +52,7 @@ def test_a_packed_model_is_the_run_in_half_precision(run, folder) -> None:
     picture = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(1, 32, 32, 3)
     masks = np.zeros((2, 32, 32), bool)
     views = [
-        sample_groups(model, picture, np.repeat(picture, 2, 0), masks, 3, 0.5, 7)
+        sample_groups(model, picture, np.repeat(picture, 2, 0), masks, 7)
         for model in (whole, small, small)
     ]
     np.testing.assert_array_equal(views[1], views[2])
