@@ -163,7 +163,7 @@ def create(
     settings = {
         "trajectory": path, "views": count, "steps": steps, "seed": seed,
         "file": digest(Path(path)) if Path(path).exists() else None, "preset": preset,
-        "checkpoint": str(checkpoint_folder(checkpoint).resolve()),
+        "weights": digest(network.weights),
     }  # fmt: skip
     made = stages.run(
         "views", settings,
@@ -183,7 +183,8 @@ def create(
         output / "create.json",
         {
             "command": "see3d create", "photos": [file.name for file in files], "preset": preset,
-            "notes": notes, "seconds": stages.seconds, **settings,
+            "notes": notes, "seconds": stages.seconds,
+            "checkpoint": str(checkpoint_folder(checkpoint)), **settings,
         },
     )  # fmt: skip
     metrics = write_scene_page(output)

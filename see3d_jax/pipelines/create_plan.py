@@ -20,7 +20,8 @@ import numpy as np
 
 from see3d_jax.errors import InputError
 from see3d_jax.models import origins
-from see3d_jax.models.release import load_release, read_spec
+from see3d_jax.models.packed import is_packed
+from see3d_jax.models.release import WEIGHTS, load_release, read_spec
 from see3d_jax.models.unet import UNetConfig
 from see3d_jax.models.weights import abstract_unet, apply_unet, parameter_count
 from see3d_jax.pipelines.pretrained import (
@@ -29,6 +30,7 @@ from see3d_jax.pipelines.pretrained import (
     RELEASE_STEPS,
     RELEASE_VIEWS,
     checkpoint_folder,
+    released_unet,
 )
 
 _COMPILING = 20.0  # seconds on this host for each of the two programs
@@ -64,8 +66,17 @@ FIT_SIDE = 320  # pixels, the longer side of the photos in the fit
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The model in a checkpoint as its configuration tells it, without reading the weights."""
+    """The model in a checkpoint as its configuration tells it, without reading the weights.
 
+    Attributes:
+      weights: file or folder that they are in; a run that goes on gets another.
+      unet: architecture.
+      factor: pixels to a latent, along a side.
+      image_size, views: of a training example.
+      calls: of the network, for a group of views.
+    """
+
+    weights: Path
     unet: UNetConfig
     factor: int
     image_size: int
@@ -88,17 +99,22 @@ def read_network(checkpoint: Path | None, references: int, steps: int | None) ->
     folder = checkpoint_folder(checkpoint)
     if (folder / "release.json").is_file():
         release = load_release(folder)
-        name = "single" if references == 1 else "sparse"
-        name = name if name in release.unets else next(iter(release.unets), name)
+        name = released_unet(release, references)
         if name not in release.unets:
             raise InputError(f"{folder}: holds no UNet")
-        unet = read_spec("unet", folder / "unet" / name / "config.json")
+        weights = folder / "unet" / name
+        unet = read_spec("unet", weights / "config.json")
         calls = (steps or RELEASE_STEPS) * (1 + bool(RELEASE_GUIDANCE))
-        return Network(unet, 8, RELEASE_SIZE, RELEASE_VIEWS, calls)
+        return Network(weights, unet, 8, RELEASE_SIZE, RELEASE_VIEWS, calls)
     config = origins.read_config(folder)
+    if is_packed(folder):
+        weights = folder / WEIGHTS
+    else:
+        weights = folder / "checkpoints" / str(origins.complete_steps(folder)[-1])
     try:
         evaluation = config["evaluation"]
         return Network(
+            weights,
             UNetConfig(**config["model"]),
             config["codec"].get("factor", 8),
             config["data"]["image_size"],

@@ -208,12 +208,16 @@ def _with_prompt(model: See3DModel, release: Path, prompt: str) -> See3DModel:
     return dataclasses.replace(model, prompt_ids=tuple(int(i) for i in ids))
 
 
+def released_unet(release: Release, references: int) -> str:
+    """Which of the released UNets is meant when none is named."""
+    wanted = "single" if references == 1 else "sparse"
+    return wanted if wanted in release.unets else next(iter(release.unets), wanted)
+
+
 def _released_model(
     release: Release, name: str | None, references: int, sampler: str
 ) -> See3DModel:
-    if name is None:
-        wanted = "single" if references == 1 else "sparse"
-        name = wanted if wanted in release.unets else next(iter(release.unets), wanted)
+    name = name or released_unet(release, references)
     half = jax.default_backend() != "cpu"  # CPUs are slower in bfloat16, not faster
     unet, params = release.unet(name, dtype="bfloat16" if half else "float32")
     official = sampler == "official"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from see3d_jax.pipelines import create as module
 from see3d_jax.pipelines import create_plan
 from see3d_jax.pipelines.create import create
 from see3d_jax.pipelines.inputs import load_scene
-from see3d_jax.pipelines.stages import Stages
+from see3d_jax.pipelines.stages import Stages, digest
 from see3d_jax.splatting.formats import read_ply
 
 TINY = create_plan.Preset(views=3, views_per_round=None, side=32, steps=4, gaussians=200)
@@ -113,6 +114,16 @@ def test_a_finished_run_repeats_nothing_and_a_change_repeats_what_depends_on_it(
     assert called == ["scene"]
     stages.run("views", {}, lambda target: called.append("views") or target.mkdir())
     assert called == ["scene", "views"]  # its own key may be the same: what it builds on is not
+
+
+def test_a_checkpoint_that_was_trained_on_is_another_model(run, tmp_path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    before = create_plan.read_network(workdir, 1, None).weights
+    newer = before.with_name(str(int(before.name) + 1))
+    shutil.copytree(before, newer, copy_function=shutil.copy)  # with times of its own
+    after = create_plan.read_network(workdir, 1, None).weights
+    assert digest(before) == digest(before) != digest(after)
 
 
 @pytest.fixture
