@@ -188,7 +188,7 @@ def test_every_term_of_a_fit_is_compared_with_the_plain_fit(monkeypatch, tmp_pat
     first = CliRunner().invoke(fit_terms.app, arguments)
     assert first.exit_code == 0, first.output
     plain, depth = first.output.splitlines()[2:]
-    assert plain.startswith("| scene | plain | 21.00 | 0.500 | 0.0") and plain.endswith("| 7 |")
+    assert plain.startswith("| scene | plain | 21.00 | 0.500 | 0.0")
     assert depth.startswith("| scene | depth 0.05 | 29.00 (+8.00 ± 0.00) | 0.500 (+0.000 ± 0.000)")
     rows = json.loads(report.read_text())["scenes"]["scene"]
     assert rows["plain"][0]["lpips"] == 0 < rows["depth 0.05"][0]["lpips"]

