@@ -35,7 +35,7 @@ VARIANTS = {
     "classic densification": FitConfig(densify="classic"),
     "depth 0.05": FitConfig(depth_weight=0.05),
 }
-METRICS = {"psnr": 2, "ssim": 3, "lpips": 3}  # digits after the point
+METRICS = {"psnr": 2, "ssim": 3, "lpips": 4}  # digits after the point
 
 
 @click.command()
