@@ -4,20 +4,21 @@
 
 Every variant is `see3d_jax.pipelines.reconstruct` with one thing changed. Scores are of the
 held-out views; LPIPS is AlexNet's where the fit minimises VGG's, so that the term is not its own
-judge. Each row has the mean over seeds and scenes' views, and the difference to the plain fit of
-the same scene and seed, which is what to look at: scenes differ far more than variants.
+judge. Each row has the mean over the scene's views and seeds and, in brackets, the difference to
+the plain fits of the same seeds with its standard deviation over them. Scores that the JSON file
+holds already, of the same steps, sizes and seeds, are not measured again.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from see3d_jax.errors import run_command
+from see3d_jax.errors import InputError, run_command
 from see3d_jax.evaluation.lpips import Lpips, load_lpips, lpips
 from see3d_jax.files import write_json
 from see3d_jax.media import read_image
@@ -28,13 +29,13 @@ from see3d_jax.splatting.fit import FitConfig
 PLAIN = "plain"
 VARIANTS = {
     PLAIN: FitConfig(),
-    "lpips 0.1": FitConfig(lpips_weight=0.1),
+    "lpips 0.03": FitConfig(lpips_weight=0.03),
     "exposure": FitConfig(exposure=True),
     "smooth 0.01": FitConfig(smooth_weight=0.01),
     "classic densification": FitConfig(densify="classic"),
     "depth 0.05": FitConfig(depth_weight=0.05),
 }
-METRICS = ("psnr", "ssim", "lpips")
+METRICS = {"psnr": 2, "ssim": 3, "lpips": 4}  # digits after the point
 
 
 @click.command()
@@ -49,22 +50,36 @@ METRICS = ("psnr", "ssim", "lpips")
 def app(
     scenes: tuple[Path, ...], seeds: int, only: tuple[str, ...], output: Path | None, **size: int
 ) -> None:
-    """Prints held-out scores of every variant, and its differences to the plain fit."""
+    """Prints a Markdown table: held-out scores of every variant, and gains over the plain fit."""
     judge = load_lpips("alex")
-    tables = {}
+    settings = {"seeds": seeds, **size}
+    tables = _earlier(output, settings)
+    click.echo("| scene | fit | PSNR, dB | SSIM | LPIPS |\n|---|---|---|---|---|")
     for path in scenes:
         scene = load_scene(path)
-        table = tables[path.name] = {}
+        table = tables.setdefault(path.name, {})
         for name in VARIANTS:
             if only and name not in (PLAIN, *only):
                 continue
             if VARIANTS[name].depth_weight and scene.depth_paths is None:
                 continue
-            rows = [held_out_scores(scene, name, seed, judge, **size) for seed in range(seeds)]
-            table[name] = {key: [row[key] for row in rows] for key in rows[0]}
-            click.echo(f"{path.name:16} {name:22} " + _line(table[name], table[PLAIN]))
-            if output is not None:  # whatever comes next, this much is done
-                write_json(output, {"seeds": seeds, **size, "scenes": tables})
+            rows = table.setdefault(name, [])
+            for seed in range(len(rows), seeds):
+                rows.append(held_out_scores(scene, name, seed, judge, **size))
+                if output is not None:  # whatever comes next, this much is done
+                    write_json(output, {**settings, "scenes": tables})
+            click.echo(f"| {path.name} | {name} | " + " | ".join(_cells(rows, table[PLAIN])) + " |")
+
+
+def _earlier(output: Path | None, settings: dict[str, int]) -> dict[str, dict[str, list]]:
+    """Scores by scene, variant and seed that a run with the same settings has left in the file."""
+    if output is None or not output.is_file():
+        return {}
+    content = json.loads(output.read_text(encoding="utf-8"))
+    scenes = content.pop("scenes")
+    if content != settings:
+        raise InputError(f"{output}: holds scores of other settings; choose another file")
+    return scenes
 
 
 def held_out_scores(
@@ -90,13 +105,18 @@ def held_out_scores(
     }  # fmt: skip
 
 
-def _line(row: dict[str, list[float]], plain: dict[str, list[float]]) -> str:
-    parts: list[Any] = []
-    for metric in METRICS:
-        gain = np.subtract(row[metric], plain[metric])
-        spread = f" (±{gain.std(ddof=1):.3f})" if len(gain) > 1 else ""
-        parts.append(f"{metric} {np.mean(row[metric]):.3f}, {gain.mean():+.3f}{spread}")
-    return ";  ".join(parts)
+def _cells(rows: list[dict[str, float]], plain: list[dict[str, float]]) -> list[str]:
+    """Mean of each metric, the mean gain over the plain fit, and its spread over seeds."""
+    cells = []
+    for metric, digits in METRICS.items():
+        values, before = (np.array([row[metric] for row in x]) for x in (rows, plain))
+        cell = f"{values.mean():.{digits}f}"
+        if rows is not plain:
+            gain = values - before
+            cell += f" ({gain.mean():+.{digits}f}"
+            cell += f" ± {gain.std(ddof=1):.{digits}f})" if len(gain) > 1 else ")"
+        cells.append(cell)
+    return cells
 
 
 def main() -> None:

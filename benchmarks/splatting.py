@@ -12,8 +12,9 @@ of (Gaussian, pixel) pairs with alpha ≥ 1/255 are made beforehand and not time
 weights along rays are a torch cumulative sum. Implementations take turns; medians of wall
 milliseconds, and medians of CPU milliseconds (all threads). A ratio below 1 means ours is faster.
 
---scaling measures ours alone instead: forward + backward of 1 k to 500 k Gaussians at 512², and of
-50 k Gaussians at 128² to 1024², each in a process of its own for its peak memory, and plots all.
+--scaling measures ours alone instead: forward + backward of 1 k to 500 k Gaussians at 256² and
+512², and of 50 k Gaussians at 128² to 1024², each in a process of its own for its peak memory, and
+plots all; and whole steps of a fit of 500 k Gaussians at 512² with their peak memory.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ from see3d_jax.splatting.projection import project_gaussians
 from see3d_jax.splatting.render import enough_capacity, host_mesh, render, render_within
 
 NUMBERS, SIDES, REPEATS, FIT_STEPS, TRAINING_STEPS = (10_000, 50_000), (256, 512), 7, 12, 300
-SCALING_NUMBERS = (1_000, 5_000, 20_000, 50_000, 100_000, 250_000, 500_000)  # at SIDES[-1]
+SCALING_NUMBERS = (1_000, 5_000, 10_000, 50_000, 100_000, 500_000)  # at each of SIDES
 SCALING_SIDES = (128, 256, 512, 1024)  # with NUMBERS[-1] Gaussians
+SCALING_REPEATS, SCALING_FIT_STEPS = 5, 3
 Call = Callable[[], Any]
 
 
@@ -184,13 +186,15 @@ def _finish(program: Callable, scene: Gaussians) -> Any:
 
 
 def measure_scaling(points: Path | None) -> list[dict[str, float]]:
-    """Forward + backward for each size, each in a process of its own for its peak memory."""
-    sizes = [(count, SIDES[-1]) for count in SCALING_NUMBERS]
-    sizes += [(NUMBERS[-1], side) for side in SCALING_SIDES if side != SIDES[-1]]
+    """Forward + backward for each size, and a fit of the largest, each in its own process."""
+    sizes = [(count, side) for side in SIDES for count in SCALING_NUMBERS]
+    sizes += [(NUMBERS[-1], side) for side in SCALING_SIDES if side not in SIDES]
+    tasks = [(measure_size, size) for size in sizes]
+    tasks.append((measure_fit, (SCALING_NUMBERS[-1], SIDES[-1])))
     rows = []
-    for size in sizes:
+    for measure, size in tasks:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(measure_size, (points, *size)))
+            rows.append(pool.apply(measure, (points, *size)))
         click.echo("  ".join(f"{name} {value:g}" for name, value in rows[-1].items()))
     return rows
 
@@ -202,12 +206,21 @@ def measure_size(points: Path | None, count: int, side: int) -> dict[str, float]
     began = time.process_time()
     _finish(both, scene)
     first = time.process_time() - began
-    wall, cpu = take_turns({"both": partial(_finish, both, scene)})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    wall, cpu = take_turns({"both": partial(_finish, both, scene)}, SCALING_REPEATS)
     return {
         "gaussians": count, "side": side, "wall_ms": wall["both"], "cpu_ms": cpu["both"],
-        "first_call_cpu_seconds": first, "peak_gib": peak,
+        "first_call_cpu_seconds": first, "peak_gib": _peak_gib(),
     }  # fmt: skip
+
+
+def measure_fit(points: Path | None, count: int, side: int) -> dict[str, float]:
+    """Time of a whole step of a fit, and the process's peak memory."""
+    step = fit_step(*load_scene(points, count, side), SCALING_FIT_STEPS)
+    return {"gaussians": count, "side": side, "fit_step_ms": step, "fit_peak_gib": _peak_gib()}
+
+
+def _peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def plot_scaling(rows: list[dict[str, float]], path: Path) -> None:
@@ -215,38 +228,53 @@ def plot_scaling(rows: list[dict[str, float]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
+    rows = [row for row in rows if "cpu_ms" in row]
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), constrained_layout=True)
-    by_count = [row for row in rows if row["side"] == SIDES[-1]]
+    by_count = {side: [row for row in rows if row["side"] == side] for side in SIDES}
     by_side = sorted((r for r in rows if r["gaussians"] == NUMBERS[-1]), key=lambda r: r["side"])
-    counts, pixels = ([r["gaussians"] for r in by_count], [r["side"] ** 2 for r in by_side])
-    at_side = f"Gaussians, {SIDES[-1]}²"
-    curves = (
-        (at_side, "CPU ms", counts, [r["cpu_ms"] for r in by_count]),
-        (f"pixels, {NUMBERS[-1]} Gaussians", "CPU ms", pixels, [r["cpu_ms"] for r in by_side]),
-        (at_side, "peak memory, GiB", counts, [r["peak_gib"] for r in by_count]),
-    )
-    for axis, (x_label, y_label, across, values) in zip(axes, curves, strict=True):
-        axis.loglog(across, values, "o-", color="#2563eb")
-        for place in zip(across, values, strict=True):
-            text = f"{place[1]:,.0f}" if place[1] >= 100 else f"{place[1]:.3g}"
-            axis.annotate(
-                text, place, textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
-            )
-        axis.set(xlabel=x_label, ylabel=y_label)
+    for side, color in zip(SIDES, ("#ea580c", "#2563eb"), strict=True):
+        above = side == SIDES[-1]
+        _curve(axes[0], by_count[side], "gaussians", "cpu_ms", f"{side}²", color, above)
+    pixels = [row | {"pixels": row["side"] ** 2} for row in by_side]
+    _curve(axes[1], pixels, "pixels", "cpu_ms", f"{NUMBERS[-1]:,} Gaussians", "#2563eb", True)
+    largest = by_count[SIDES[-1]]
+    _curve(axes[2], largest, "gaussians", "peak_gib", f"{SIDES[-1]}²", "#2563eb", True)
+    axes[0].set(xlabel="Gaussians", ylabel="CPU ms")
+    axes[1].set(xlabel="pixels", ylabel="CPU ms")
+    axes[2].set(xlabel="Gaussians", ylabel="peak memory, GiB", yscale="linear", ylim=(0, None))
+    for axis in axes:
         axis.margins(0.12, 0.2)
         axis.grid(True, which="major", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     figure.suptitle("Forward + backward of the renderer")
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+        figure.savefig(temporary, dpi=80)
 
 
-def take_turns(calls: dict[str, Call]) -> tuple[dict[str, float], dict[str, float]]:
+def _curve(
+    axis: Any, rows: list[dict], across: str, up: str, label: str, color: str, above: bool
+) -> None:
+    """One curve on logarithmic axes with its values beside the points."""
+    places = [(row[across], row[up]) for row in rows]
+    axis.loglog(*zip(*places, strict=True), "o-", color=color, label=label, markersize=4)
+    for place in places:
+        text = f"{place[1]:,.0f}" if place[1] >= 10 else f"{place[1]:.2g}"
+        axis.annotate(
+            text, place, textcoords="offset points", xytext=(0, 6 if above else -13),
+            ha="center", fontsize=8, color=color,
+        )  # fmt: skip
+
+
+def take_turns(
+    calls: dict[str, Call], repeats: int = REPEATS
+) -> tuple[dict[str, float], dict[str, float]]:
     """Median wall and CPU milliseconds of each call; the first turn compiles and is dropped."""
     wall, cpu = ({name: [] for name in calls} for _ in range(2))
-    for turn in range(REPEATS + 1):
+    for turn in range(repeats + 1):
         for name, call in calls.items():
             began, busy = time.perf_counter(), time.process_time()
             call()
@@ -257,11 +285,11 @@ def take_turns(calls: dict[str, Call]) -> tuple[dict[str, float], dict[str, floa
     return wall, cpu
 
 
-def fit_step(scene: Gaussians, camera: Camera) -> float:
+def fit_step(scene: Gaussians, camera: Camera, steps: int = FIT_STEPS) -> float:
     """Median milliseconds of a whole step: render, loss with SSIM, gradient, Adam."""
     image = np.clip(np.asarray(render(scene, camera).rgb) * 255, 0, 255).astype(np.uint8)
     views = TrainingViews(np.stack([image] * 2), stack([camera] * 2))
-    config = FitConfig(steps=FIT_STEPS)
+    config = FitConfig(steps=steps)
     result = fit(views, scene, 4.0, config, progress=False, mesh=host_mesh())
     return 1e3 * result.step_seconds
 

@@ -278,7 +278,7 @@ Examples:
 )
 @click.option(
     "--lpips", "lpips_weight", type=float, default=0.0, metavar="WEIGHT",
-    help="Also minimise LPIPS, e.g. 0.1: sharper, slower (needs pip install '.[metrics]').",
+    help="In the last third also minimise LPIPS, e.g. 0.03: sharper (pip install '.[metrics]').",
 )  # fmt: skip
 @click.option(
     "--depth-weight", type=float, default=0.0, metavar="WEIGHT",

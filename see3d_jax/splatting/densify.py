@@ -2,7 +2,8 @@
 
 Gaussians that have faded are moved onto visible ones, and empty slots are filled the same way, so
 the number of Gaussians rises to the capacity without a single recompilation. A Gaussian that
-receives n − 1 copies is split so that the n of them together look like the one before (Eq. 9).
+receives n − 1 copies is split so that the n of them together look like the one before (Eq. 9). The
+copies are drawn from it: at one place they would get the same gradient for ever.
 
 For comparison also as in 3DGS (Kerbl et al. 2023, Sec. 5.2): small Gaussians that are pulled hard
 across the image are cloned, large ones split, faded ones dropped. Left out: resetting opacities
@@ -67,7 +68,9 @@ def relocate(
     revived = ~alive & (turn < target - alive.sum()) & alive.any()
 
     share = jnp.where(alive, opacity, 0.0)
-    source = jax.random.choice(key, number, (number,), p=share / jnp.maximum(share.sum(), 1e-12))
+    share /= jnp.maximum(share.sum(), 1e-12)
+    source_key, place_key = jax.random.split(key)
+    source = jax.random.choice(source_key, number, (number,), p=share)
     source = jnp.where(revived, source, jnp.arange(number))
     copies = 1 + jnp.zeros(number, jnp.int32).at[source].add(revived.astype(jnp.int32))
     new_opacity, shrink = _split(opacity, jnp.minimum(copies, MAX_COPIES))
@@ -77,6 +80,8 @@ def relocate(
 
     split = dataclasses.replace(gaussians, opacity_logits=logits, log_scales=log_scales)
     moved = jax.tree.map(lambda leaf: leaf[source], split)
+    means = moved.means + jnp.where(revived[:, None], _drawn_from(moved, place_key), 0.0)
+    moved = dataclasses.replace(moved, means=means)
     return moved, _cleared(moments, revived | divided), (occupied | revived).sum()
 
 
@@ -157,15 +162,19 @@ def clone_and_split(
     after = dataclasses.replace(gaussians, opacity_logits=logits)
     after = jax.tree.map(lambda leaf: leaf[source], after)
     # Halves are drawn from the Gaussian that they replace.
-    local = jax.random.normal(key, (number, 3)) * jnp.exp(after.log_scales)
-    place = jnp.einsum("ijn,nj->ni", rotation_columns(after.quaternions), local)
-    means = after.means + jnp.where(split[:, None], place, 0.0)
+    means = after.means + jnp.where(split[:, None], _drawn_from(after, key), 0.0)
     log_scales = after.log_scales - jnp.where(split, jnp.log(SPLIT_SHRINK), 0.0)[:, None]
     touched = child | split | ~alive
     return (
         dataclasses.replace(after, means=means, log_scales=log_scales),
         _cleared(moments, touched),
     )
+
+
+def _drawn_from(gaussians: Gaussians, key: jax.Array) -> jax.Array:
+    """[N, 3] a random place in each of N Gaussians, from its mean."""
+    local = jax.random.normal(key, (gaussians.count, 3)) * jnp.exp(gaussians.log_scales)
+    return jnp.einsum("ijn,nj->ni", rotation_columns(gaussians.quaternions), local)
 
 
 def _cleared(moments: Moments, touched: jax.Array) -> Moments:

@@ -135,6 +135,9 @@ def fit(
     """
     started = time.perf_counter()
     config = config or FitConfig()
+    # A program of its own, compiled when the fit gets there: a branch in one program took as long
+    # as LPIPS itself.
+    without_lpips = dataclasses.replace(config, lpips_weight=0.0)
     number = len(views.images)
     keys = jax.random.key(seed)
     photos, state = _on_devices(views, initial, scene_size, near, config, mesh)
@@ -163,10 +166,11 @@ def fit(
         epoch, turn = divmod(step, number)
         index = jnp.int32(np.random.default_rng((seed, epoch)).permutation(number)[turn])
         key = jax.random.fold_in(keys, step)
+        terms = config if step >= config.lpips_from * config.steps else without_lpips
         began = time.perf_counter()
         while True:
             candidate, loss, quality, pairs = fit_step(
-                config, capacity, mesh, state, photos, index, key
+                terms, capacity, mesh, state, photos, index, key
             )
             if int(pairs) <= capacity:
                 break

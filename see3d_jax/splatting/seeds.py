@@ -62,23 +62,49 @@ def from_photos(
     `masks`: per view [H, W] bool, True = usable, or None.
     """
     nearest, farthest = depth_range(cameras)
-    blurred = [gaussian_filter(image / 255.0, (2.0, 2.0, 0)).astype(np.float32) for image in images]
-    positions = np.stack([_position(camera) for camera in cameras])
+    sweep = _Sweep(images, cameras, nearest)
     # Evenly spaced in inverse depth: evenly spaced in the other images.
     levels = 1.0 / np.linspace(1.0 / nearest, 1.0 / farthest, depths)
     xyz, rgb, costs = [], [], []
     for view, camera in enumerate(cameras):
         share = 2 * number // len(cameras) + 1
         x, y = rng.uniform(0, camera.width, share), rng.uniform(0, camera.height, share)
-        own = _look_up(blurred[view], x, y)
-        points = _lift(camera, x[:, None], y[:, None], np.broadcast_to(levels, (share, depths)))
-        order = np.argsort(np.linalg.norm(positions - positions[view], axis=1), kind="stable")
+        points, cost = sweep.costs(view, x, y, np.broadcast_to(levels, (share, depths)), neighbours)
+        if masks is not None and masks[view] is not None:
+            cost[~_look_up(masks[view], x, y)] = np.inf
+        best = cost.argmin(1)
+        xyz.append(points[np.arange(share), best])
+        rgb.append(_look_up(sweep.blurred[view], x, y))
+        costs.append(cost[np.arange(share), best])
+    xyz, rgb, cost = np.concatenate(xyz), np.concatenate(rgb), np.concatenate(costs)
+    kept = np.sort(np.argsort(cost, kind="stable")[: min(number, np.isfinite(cost).sum())])
+    return xyz[kept], rgb[kept]
+
+
+class _Sweep:
+    """How well points along the rays of a view agree in colour with its neighbours."""
+
+    def __init__(self, images: list[np.ndarray], cameras: list[Camera], nearest: float) -> None:
+        self.blurred = [
+            gaussian_filter(image / 255.0, (2.0, 2.0, 0)).astype(np.float32) for image in images
+        ]
+        self._cameras, self._nearest = cameras, nearest
+        self._positions = np.stack([_position(camera) for camera in cameras])
+
+    def costs(
+        self, view: int, x: np.ndarray, y: np.ndarray, depths: np.ndarray, neighbours: int = 6
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels [M] at depths [M, D] → points [M, D, 3] and colour differences [M, D]."""
+        own = _look_up(self.blurred[view], x, y)
+        points = _lift(self._cameras[view], x[:, None], y[:, None], depths)
+        away = np.linalg.norm(self._positions - self._positions[view], axis=1)
         differences = []
-        for other in order[1 : 1 + neighbours]:
-            px, py, depth = _project(cameras[other], points)
-            seen = (depth > 0.2 * nearest) & (px >= 0) & (py >= 0)
-            seen &= (px < cameras[other].width) & (py < cameras[other].height)
-            difference = np.abs(_look_up(blurred[other], px, py) - own[:, None]).mean(-1)
+        for other in np.argsort(away, kind="stable")[1 : 1 + neighbours]:
+            camera = self._cameras[other]
+            px, py, depth = _project(camera, points)
+            seen = (depth > 0.2 * self._nearest) & (px >= 0) & (py >= 0)
+            seen &= (px < camera.width) & (py < camera.height)
+            difference = np.abs(_look_up(self.blurred[other], px, py) - own[:, None]).mean(-1)
             differences.append(np.where(seen, difference, np.nan))
         stacked = np.sort(np.stack(differences), axis=0)  # NaN last
         visible = np.isfinite(stacked).sum(0)
@@ -86,16 +112,7 @@ def from_photos(
         half = np.maximum((visible + 1) // 2, 1)
         ranks = np.arange(len(stacked))[:, None, None]
         cost = np.where(ranks < half, np.nan_to_num(stacked, nan=1.0), 0.0).sum(0) / half
-        cost += 0.3 * (visible < 2)
-        if masks is not None and masks[view] is not None:
-            cost[~_look_up(masks[view], x, y)] = np.inf
-        best = cost.argmin(1)
-        xyz.append(points[np.arange(share), best])
-        rgb.append(own)
-        costs.append(cost[np.arange(share), best])
-    xyz, rgb, cost = np.concatenate(xyz), np.concatenate(rgb), np.concatenate(costs)
-    kept = np.sort(np.argsort(cost, kind="stable")[: min(number, np.isfinite(cost).sum())])
-    return xyz[kept], rgb[kept]
+        return points, cost + 0.3 * (visible < 2)
 
 
 def fill_gaps(
@@ -107,11 +124,17 @@ def fill_gaps(
 ) -> Points:
     """The points, and up to `number` more where a view sees none nearby (sky, bare walls).
 
-    Such a pixel is lifted to the depth of the point nearest to it in the image; without it there
-    would be nothing there to optimise, as Gaussians only move within their own reach.
+    Without them there would be nothing there to optimise, as Gaussians only move within their own
+    reach. Such a pixel is lifted to the depth at which its neighbours agree best (a lawn has few
+    points, and the nearest of them are those of the house behind it), and where they agree as well
+    anywhere else (sky), to that of the point nearest to it in the image. Takes at least two views.
     """
     added = [points]
-    for camera, image in zip(cameras, images, strict=True):
+    near, far = depth_range(cameras, points[0])
+    near, far = 0.3 * near, 2.0 * far  # it is what has no points that is looked for
+    sweep = _Sweep(images, cameras, near)
+    levels = 1.0 / np.linspace(1.0 / near, 1.0 / far, 64)
+    for view, (camera, image) in enumerate(zip(cameras, images, strict=True)):
         x, y, depth = _project(camera, points[0])
         seen = (depth > 0) & (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height)
         if not seen.any():
@@ -120,7 +143,11 @@ def fill_gaps(
         spots = rng.uniform(0, 1, (4 * share, 2)) * (camera.width, camera.height)
         gap, nearest = cKDTree(np.stack([x[seen], y[seen]], -1)).query(spots)
         spots, nearest = (leaf[gap > 0.04 * camera.width][:share] for leaf in (spots, nearest))
-        lifted = _lift(camera, spots[:, 0], spots[:, 1], depth[seen][nearest])
+        swept = np.broadcast_to(levels, (len(spots), len(levels)))
+        tried = np.concatenate([depth[seen][nearest][:, None], swept], axis=1)
+        lifted, cost = sweep.costs(view, spots[:, 0], spots[:, 1], tried)
+        cost[:, 0] = 0.5 * cost[:, 0] - 0.01  # no other depth is taken that is not much better
+        lifted = lifted[np.arange(len(spots)), cost.argmin(1)]
         added.append((lifted, _look_up(image, spots[:, 0], spots[:, 1]) / 255.0))
     return np.concatenate([p for p, _ in added]), np.concatenate([c for _, c in added])
 
