@@ -26,6 +26,10 @@ KINDS = ("brush", "blob", "shadow", "side")
 _CANVAS = 128
 _IS_KNOWN = (np.arange(256) > 127).astype(np.float32)
 _ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+_FREQUENCIES = np.arange(1, 5)
+# cos(f a + phase) of every frequency f and angle a is Re(exp(i phase) exp(i f a)); [4, 48]
+_WAVES = np.exp(1j * np.outer(_FREQUENCIES, _ANGLES))
+_CIRCLE = np.exp(1j * _ANGLES)
 
 
 def random_mask(
@@ -63,14 +67,16 @@ def _dig(rng: np.random.Generator, hole: np.ndarray, share: float, kind: str) ->
     draw = {"brush": _brush, "blob": _blob, "shadow": _shadow}.get(kind)
     # Large holes are made of large shapes; they shrink each time one would overshoot.
     size = 1.0 + 2.0 * share
+    missing = _missing(hole)
     for _ in range(200):
-        if _missing(hole) >= share - 0.02:
+        if missing >= share - 0.02:
             break
         grown = hole | draw(rng, *hole.shape, size) if draw else _side(rng, hole, share)
-        if _missing(grown) > share + 0.05:
+        missing_then = _missing(grown)
+        if missing_then > share + 0.05:
             size = max(0.15, size * 0.7)
             continue
-        hole = grown
+        hole, missing = grown, missing_then
     return hole
 
 
@@ -83,38 +89,40 @@ def _brush(rng: np.random.Generator, height: int, width: int, size: float) -> np
     canvas = np.zeros((height, width), np.uint8)
     scale = min(height, width) * size
     steps = int(rng.integers(3, 10))
-    angles = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.7, steps))
+    angles = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.7, steps).cumsum()
     lengths = rng.uniform(0.08, 0.3, steps) * scale
-    moves = lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
-    path = rng.uniform(0, 1, 2) * (width, height) + np.cumsum(moves, axis=0)
-    path = np.round(path).astype(int).tolist()
+    start = rng.random() * width + 1j * rng.random() * height  # x + i y
+    path = _points(start + (lengths * np.exp(1j * angles)).cumsum()).tolist()
     thickness = rng.uniform(0.02, 0.12) * scale * rng.uniform(0.6, 1.4, steps)
-    thickness = np.maximum(1, np.round(thickness)).astype(int).tolist()
+    thickness = np.maximum(1, np.rint(thickness)).astype(int).tolist()
     for here, there, width_now in zip(path, path[1:], thickness):
-        cv2.line(canvas, here, there, 1, width_now)
-        cv2.circle(canvas, there, width_now // 2, 1, -1)
+        cv2.line(canvas, here, there, 1, width_now)  # its ends are round
     return canvas
 
 
 def _blob(rng: np.random.Generator, height: int, width: int, size: float) -> np.ndarray:
     """A closed curve whose radius is a random low-frequency Fourier series of the angle."""
-    frequency = np.arange(1, 5)[:, None]
-    amplitude = rng.normal(0, 0.28, (4, 1)) / frequency
-    waves = amplitude * np.cos(frequency * _ANGLES + rng.uniform(0, 2 * np.pi, (4, 1)))
-    radius = np.maximum(1 + waves.sum(0), 0.2) * rng.uniform(0.06, 0.3) * min(height, width) * size
+    amplitude = rng.normal(0, 0.28, 4) / _FREQUENCIES
+    series = (amplitude * np.exp(1j * rng.uniform(0, 2 * np.pi, 4))) @ _WAVES
+    radius = np.maximum(1 + series.real, 0.2) * rng.uniform(0.06, 0.3) * min(height, width) * size
     stretch = np.exp(rng.normal(0, 0.35))
-    centre = rng.uniform(0, 1, 2) * (width, height)
-    points = np.stack([np.cos(_ANGLES) * stretch, np.sin(_ANGLES) / stretch], -1)
+    centre = rng.random() * width + 1j * rng.random() * height  # x + i y
+    outline = centre + radius * (_CIRCLE.real * stretch + 1j * (_CIRCLE.imag / stretch))
     canvas = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(canvas, [np.round(centre + radius[:, None] * points).astype(np.int32)], 1)
+    cv2.fillPoly(canvas, [_points(outline)], 1)
     return canvas
+
+
+def _points(places: np.ndarray) -> np.ndarray:
+    """Complex x + i y [n] → the nearest pixels (x, y), [n, 2] int32."""
+    return np.rint(places.view(np.float64)).astype(np.int32).reshape(-1, 2)
 
 
 def _shadow(rng: np.random.Generator, height: int, width: int, size: float) -> np.ndarray:
     """The strip that a foreground shape uncovers when it moves: shape shifted, minus shape."""
     shape = _blob(rng, height, width, size * 1.5)
     reach = rng.uniform(0.05, 0.3) * min(height, width) * size
-    angle = rng.normal(0, 0.4) + rng.choice([0, np.pi])  # cameras mostly move sideways
+    angle = rng.normal(0, 0.4) + np.pi * rng.integers(2)  # cameras mostly move sideways
     shift = np.float32([[1, 0, reach * np.cos(angle)], [0, 1, reach * np.sin(angle)]])
     moved = cv2.warpAffine(shape, shift, (width, height), flags=cv2.INTER_NEAREST)
     return moved & (1 - shape)

@@ -145,12 +145,20 @@ def test_the_perceptual_term_looks_at_holes_only():
     frozen = FROZEN.replace(perceptual=settings.loss_network(config))
     assert FROZEN.perceptual is None and frozen.perceptual.network == "vgg"
 
-    def loss(batch, spec):
-        mesh = sharding.make_mesh(CONFIG)
+    mesh = sharding.make_mesh(CONFIG)
+
+    # Weights are arguments, or XLA would take its time to fold them.
+    @functools.partial(
+        jax.jit, static_argnums=3, compiler_options={"xla_backend_optimization_level": 0}
+    )
+    def compiled(params, batch, frozen, spec):
+        schedule, key = settings.noise_schedule(CONFIG), jax.random.key(0)
         return gradient.loss_and_gradient(
-            initial().params, sharding.put_batch(batch, mesh), frozen,
-            settings.noise_schedule(CONFIG), jax.random.key(0), spec=spec, mesh=mesh,
-        )  # fmt: skip
+            params, batch, frozen, schedule, key, spec=spec, mesh=mesh
+        )
+
+    def loss(batch, spec):
+        return compiled(initial().params, batch, frozen, spec)
 
     batch = batch_of()
     (plain, plain_grads), (seen, grads) = loss(batch, SPEC), loss(batch, spec)
