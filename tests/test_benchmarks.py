@@ -22,7 +22,7 @@ from benchmarks import (
     warp,
 )
 from see3d_jax.data.mixture import DataSource, Mixture
-from see3d_jax.errors import InputError
+from see3d_jax.errors import InputError, WorkError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix
 from see3d_jax.geometry.scene_files import PosedImages, write_transforms
 from see3d_jax.media import read_image, write_image
@@ -264,6 +264,22 @@ def test_the_splatting_report_has_its_agreed_names(monkeypatch, tmp_path):
 def test_opensplat_without_a_folder_to_train_on_is_refused():
     result = CliRunner().invoke(splatting.app, ["--opensplat", "opensplat"])
     assert isinstance(result.exception, InputError) and "--colmap" in str(result.exception)
+
+
+@pytest.mark.parametrize("words, code", [("Step", 0), ("Nothing", 0), ("Step", 3)])
+def test_opensplat_is_timed_by_the_steps_it_tells_of(tmp_path, words, code):
+    program = tmp_path / "opensplat"
+    line = f"    print('{words}', step, flush=True)\n"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nfor step in range(3):\n{line}sys.exit({code})\n"
+    )
+    program.chmod(0o755)
+    if words == "Step" and not code:
+        moments = splatting.opensplat_steps([str(program)])
+        assert len(moments) == 3 and sorted(moments) == moments
+    else:
+        with pytest.raises(WorkError, match="ended with code"):
+            splatting.opensplat_steps([str(program)])
 
 
 def test_the_gsplat_side_draws_our_picture():
