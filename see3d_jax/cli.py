@@ -298,7 +298,7 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--densify", type=click.Choice(["mcmc", "classic"]), default="mcmc", show_default=True,
-    help="How the scene grows: as 3DGS-MCMC, or as the first 3DGS.",
+    help="How the scene grows: by moving faded Gaussians, after 3DGS-MCMC, or as the first 3DGS.",
 )  # fmt: skip
 @cli_options.seed
 @output_options

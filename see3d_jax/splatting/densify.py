@@ -1,100 +1,42 @@
-"""Growing a scene inside fixed array sizes: relocation as in 3DGS-MCMC (Kheradmand et al. 2024).
+"""Growing a scene inside fixed array sizes: relocation in the manner of 3DGS-MCMC.
 
-Gaussians that have faded are moved onto visible ones, and empty slots are filled the same way, so
-the number of Gaussians rises to the capacity without a single recompilation. A Gaussian that
-receives n − 1 copies is split so that the n of them together look like the one before (Eq. 9). The
-copies are drawn from it: at one place they would get the same gradient for ever.
+As in Kheradmand et al. 2024 Gaussians that have faded are moved onto others, drawn at random, and
+empty slots are filled the same way, so the number of Gaussians rises to the capacity without a
+single recompilation. Where to and how is nearer to 3DGS (Kerbl et al. 2023, Sec. 5.2), though:
+- The chance of a Gaussian is its opacity times the root of its pull across the image, by which 3DGS
+  sees that there are too few; 3DGS-MCMC takes the opacity alone.
+- A Gaussian and its copies are smaller than it was, as opaque, and drawn from it. 3DGS-MCMC leaves
+  them at one place, hardly smaller, with opacities that together look like it (Eq. 9), for noise
+  to tell them apart in 30,000 steps. Fits of a few thousand do not make them fine and opaque again.
 
-For comparison also as in 3DGS (Kerbl et al. 2023, Sec. 5.2): small Gaussians that are pulled hard
-across the image are cloned, large ones split, faded ones dropped. Left out: resetting opacities
-every 3000 steps, which the fits here are too short for.
+For comparison also as in 3DGS: small Gaussians that are pulled hard are cloned, large ones split,
+faded ones dropped. Left out: resetting opacities every 3000 steps, which the fits here are too
+short for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from math import comb
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
 from see3d_jax.splatting.projection import rotation_columns
 
 DEAD_OPACITY = 0.005
-# More copies of one Gaussian at once are split as if they were this many.
-MAX_COPIES = 16
-# Row n: C(n, k + 1) (−1)^k / sqrt(k + 1), the series of Eq. 9 for n copies.
-_SERIES = np.array(
-    [
-        [comb(n, k + 1) * (-1.0) ** k / np.sqrt(k + 1) for k in range(MAX_COPIES)]
-        for n in range(MAX_COPIES + 1)
-    ],
-    np.float32,
-)
 Moments = TypeVar("Moments")
 # 3DGS: mean gradient by the place in the image (in half image widths) from which there are too few
 CROWDED = 2e-4
 # Gaussians, and the largest standard deviation, in scene sizes, that is still cloned.
 SMALL = 0.01
-# Both halves of a split Gaussian are smaller by this.
+# The parts of a split Gaussian are smaller by this.
 SPLIT_SHRINK = 1.6
-
-
-def relocate(
-    gaussians: Gaussians, moments: Moments, key: jax.Array, growth: float | jax.Array
-) -> tuple[Gaussians, Moments, jax.Array]:
-    """Moves faded Gaussians onto visible ones and grows the scene by a factor.
-
-    Args:
-      gaussians: N slots (the capacity).
-      moments: pytree of [N, …] optimiser state; zeroed where a Gaussian was moved or split.
-      key: PRNG key.
-      growth: factor ≥ 1 by which the number of occupied slots may grow.
-
-    Returns:
-      The new Gaussians and moments, and how many slots are occupied now.
-    """
-    number = gaussians.count
-    opacity = jax.nn.sigmoid(gaussians.opacity_logits)
-    occupied = gaussians.opacity_logits > EMPTY_LOGIT / 2
-    alive = opacity > DEAD_OPACITY
-    target = jnp.minimum(number, jnp.ceil(growth * occupied.sum()).astype(jnp.int32))
-    # Faded slots first, then empty ones, until `target` Gaussians are alive.
-    turn = jnp.argsort(jnp.argsort(jnp.where(alive, 2, jnp.where(occupied, 0, 1)), stable=True))
-    revived = ~alive & (turn < target - alive.sum()) & alive.any()
-
-    share = jnp.where(alive, opacity, 0.0)
-    share /= jnp.maximum(share.sum(), 1e-12)
-    source_key, place_key = jax.random.split(key)
-    source = jax.random.choice(source_key, number, (number,), p=share)
-    source = jnp.where(revived, source, jnp.arange(number))
-    copies = 1 + jnp.zeros(number, jnp.int32).at[source].add(revived.astype(jnp.int32))
-    new_opacity, shrink = _split(opacity, jnp.minimum(copies, MAX_COPIES))
-    divided = copies > 1
-    logits = jnp.where(divided, _logit(new_opacity), gaussians.opacity_logits)
-    log_scales = gaussians.log_scales + jnp.where(divided, jnp.log(shrink), 0.0)[:, None]
-
-    split = dataclasses.replace(gaussians, opacity_logits=logits, log_scales=log_scales)
-    moved = jax.tree.map(lambda leaf: leaf[source], split)
-    means = moved.means + jnp.where(revived[:, None], _drawn_from(moved, place_key), 0.0)
-    moved = dataclasses.replace(moved, means=means)
-    return moved, _cleared(moments, revived | divided), (occupied | revived).sum()
-
-
-def _split(opacity: jax.Array, copies: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Opacity of each of n copies, and the factor on their scales."""
-    each = 1.0 - (1.0 - opacity) ** (1.0 / copies)
-    each = jnp.clip(each, DEAD_OPACITY, 1.0 - 1e-6)
-    powers = each[:, None] ** jnp.arange(1, MAX_COPIES + 1)
-    return each, opacity / jnp.maximum((jnp.asarray(_SERIES)[copies] * powers).sum(-1), 1e-6)
-
-
-def _logit(probability: jax.Array) -> jax.Array:
-    return jnp.log(probability) - jnp.log1p(-probability)
+# `relocate` draws them at this many of its standard deviations: with the size that they have left
+# they are spread as widely as it was.
+SPLIT_SPREAD = (1.0 - SPLIT_SHRINK**-2) ** 0.5
 
 
 @jax.tree_util.register_dataclass
@@ -115,6 +57,10 @@ class Crowding:
         """For a new round."""
         return cls(jnp.zeros(count), jnp.zeros(count))
 
+    def mean(self) -> jax.Array:
+        """[N] pull in a view that shows the Gaussian."""
+        return self.pull / jnp.maximum(self.shown, 1)
+
     def seen(self, gaussians: Gaussians, gradient: jax.Array, camera: Camera) -> Crowding:
         """With the gradient [N, 3] by the means of one more view.
 
@@ -129,12 +75,57 @@ class Crowding:
         return Crowding(self.pull + pull, self.shown + (pull > 0))
 
 
+def relocate(
+    gaussians: Gaussians,
+    moments: Moments,
+    crowding: Crowding,
+    key: jax.Array,
+    target: int | jax.Array,
+) -> tuple[Gaussians, Moments, jax.Array]:
+    """Moves faded Gaussians onto visible ones and fills empty slots.
+
+    Args:
+      gaussians: N slots (the capacity).
+      moments: pytree of [N, …] optimiser state; zeroed where a Gaussian was moved or split.
+      crowding: statistics since the last round.
+      key: PRNG key.
+      target: how many of the slots to occupy, if not more are already.
+
+    Returns:
+      The new Gaussians and moments, and how many slots are occupied now.
+    """
+    number = gaussians.count
+    opacity = jax.nn.sigmoid(gaussians.opacity_logits)
+    occupied = gaussians.opacity_logits > EMPTY_LOGIT / 2
+    alive = opacity > DEAD_OPACITY
+    target = jnp.maximum(target, occupied.sum())
+    # Faded slots first, then empty ones, until `target` Gaussians are alive.
+    turn = jnp.argsort(jnp.argsort(jnp.where(alive, 2, jnp.where(occupied, 0, 1)), stable=True))
+    revived = ~alive & (turn < target - alive.sum()) & alive.any()
+
+    # By opacity alone, most copies would go to where everything is right already; without the root,
+    # to the few that are pulled hardest. The small number is for scenes that nothing pulls.
+    share = jnp.where(alive, opacity * jnp.sqrt(crowding.mean() + 1e-12), 0.0)
+    share /= jnp.maximum(share.sum(), 1e-12)
+    source_key, place_key = jax.random.split(key)
+    source = jax.random.choice(source_key, number, (number,), p=share)
+    source = jnp.where(revived, source, jnp.arange(number))
+    copies = 1 + jnp.zeros(number, jnp.int32).at[source].add(revived.astype(jnp.int32))
+    divided = copies > 1
+    whole = jax.tree.map(lambda leaf: leaf[source], gaussians)
+    part = divided[source, None]
+    means = whole.means + jnp.where(part, SPLIT_SPREAD * _drawn_from(whole, place_key), 0.0)
+    log_scales = whole.log_scales - jnp.where(part, jnp.log(SPLIT_SHRINK), 0.0)
+    moved = dataclasses.replace(whole, means=means, log_scales=log_scales)
+    return moved, _cleared(moments, revived | divided), (occupied | revived).sum()
+
+
 def clone_and_split(
     gaussians: Gaussians,
     moments: Moments,
     crowding: Crowding,
     key: jax.Array,
-    growth: float | jax.Array,
+    target: int | jax.Array,
     scene_size: float | jax.Array,
 ) -> tuple[Gaussians, Moments]:
     """A round of the classic growth; arguments and results as of `relocate`.
@@ -146,9 +137,9 @@ def clone_and_split(
     alive = occupied & (jax.nn.sigmoid(gaussians.opacity_logits) > DEAD_OPACITY)
     alive = jnp.where(alive.any(), alive, occupied)
     logits = jnp.where(alive, gaussians.opacity_logits, EMPTY_LOGIT)
-    pull = jnp.where(alive, crowding.pull / jnp.maximum(crowding.shown, 1), 0.0)
+    pull = jnp.where(alive, crowding.mean(), 0.0)
     wanting = pull > CROWDED
-    room = jnp.minimum(number, jnp.ceil(growth * occupied.sum()).astype(jnp.int32)) - alive.sum()
+    room = jnp.maximum(target, occupied.sum()) - alive.sum()
     taken = jnp.clip(wanting.sum(), 0, room)
     parents = jnp.argsort(jnp.where(wanting, -pull, 0.0), stable=True)  # hardest pulled first
     slots = jnp.argsort(alive, stable=True)  # empty ones first

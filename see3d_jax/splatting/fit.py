@@ -143,6 +143,7 @@ def fit(
     photos, state = _on_devices(views, initial, scene_size, near, config, mesh)
     # A short fit must reach its number of Gaussians too.
     grow_every = min(config.relocate_every, max(1, config.steps // 20))
+    started_with = int((np.asarray(initial.opacity_logits) > EMPTY_LOGIT / 2).sum())
     capacity = _first_capacity(photos, initial, mesh)
     numbers = (np.zeros((config.steps, 2)), np.zeros(()))  # loss and PSNR by step; the bar's PSNR
     whose, done = "", 0
@@ -182,8 +183,9 @@ def fit(
             bar.close()
             raise WorkError(f"the fit diverged at step {step}: its loss is {scores[step, 0]}")
         if (step + 1) % grow_every == 0 and step < config.relocate_until * config.steps:
-            growth = jnp.float32(config.growth)
-            state = grow(state, key, growth, photos.scene_size)
+            share = min(1.0, (step + 1) / (config.full_at * config.steps))
+            target = jnp.int32(started_with + round(share * (initial.count - started_with)))
+            state = grow(config.densify, state, key, target, photos.scene_size)
         smooth = scores[step, 1] if step == 0 else 0.95 * smooth + 0.05 * scores[step, 1]
         bar.set_postfix_str(f"PSNR {smooth:.2f} dB", refresh=False)
         bar.update()

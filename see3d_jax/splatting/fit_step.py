@@ -55,7 +55,8 @@ class FitConfig:
         (`densify.clone_and_split`).
       relocate_every, relocate_until: steps between two rounds of growth (fewer in a fit of
         under 20 times as many), and the share of the fit after which there are none.
-      growth: factor on the number of Gaussians at each round, up to the capacity.
+      full_at: share of the fit at which all slots may be in use; until then their number rises
+        evenly.
       exposure: let every photo have its own gain and offset (`exposure`).
       refine_poses: align the camera of a view with the scene each time it is shown, at first in
         small pictures (`ALIGNED_SIDES`). The world may drift as a whole: see `carried_along`.
@@ -80,7 +81,7 @@ class FitConfig:
     densify: Literal["mcmc", "classic"] = "mcmc"
     relocate_every: int = 50
     relocate_until: float = 0.7
-    growth: float = 1.3
+    full_at: float = 0.4
     exposure: bool = False
     refine_poses: bool = False
 
@@ -119,7 +120,7 @@ class State:
       step: [] int32, steps done.
       poses: [V, 4, 4] world→camera where they are refined, or None.
       exposures: [V, 3, 2], or None.
-      crowding: statistics of classic growth, or None.
+      crowding: statistics since the last round of growth.
     """
 
     gaussians: Gaussians
@@ -128,7 +129,7 @@ class State:
     step: jax.Array
     poses: jax.Array | None
     exposures: jax.Array | None
-    crowding: Crowding | None
+    crowding: Crowding
 
     def posed(self, cameras: Camera) -> Camera:
         """The cameras as they are seen now."""
@@ -140,12 +141,11 @@ class State:
 def initial_state(gaussians: Gaussians, config: FitConfig, cameras: Camera) -> State:
     """Before the first step on a batch of V cameras."""
     zeros = jax.tree.map(jnp.zeros_like, gaussians)
-    classic = config.densify == "classic"
     return State(
         gaussians, zeros, zeros, jnp.int32(0),
         cameras.world_to_camera if config.refine_poses else None,
         exposure.identity(len(cameras.world_to_camera)) if config.exposure else None,
-        Crowding.none(gaussians.count) if classic else None,
+        Crowding.none(gaussians.count),
     )  # fmt: skip
 
 
@@ -198,9 +198,8 @@ def fit_step(
         rest = state.step < EXPOSURES_START * config.steps
         exposures = jnp.where(rest, state.exposures, exposures)
         after = dataclasses.replace(after, exposures=exposures)
-    if state.crowding is not None:
-        crowding = state.crowding.seen(state.gaussians, gradient.means, camera)
-        after = dataclasses.replace(after, crowding=crowding)
+    crowding = state.crowding.seen(state.gaussians, gradient.means, camera)
+    after = dataclasses.replace(after, crowding=crowding)
     return after, loss, psnr(image, truth, weight), picture.pair_count
 
 
@@ -264,16 +263,19 @@ def _adam(state: State, gradient: Gaussians, rates: Gaussians) -> State:
     return State(after, first, second, step, state.poses, state.exposures, state.crowding)
 
 
-@jax.jit
-def grow(state: State, key: jax.Array, growth: jax.Array, scene_size: jax.Array) -> State:
-    """A round of growth, classic where the state has statistics for it."""
-    moments = (state.first_moment, state.second_moment)
-    crowding = state.crowding
-    if crowding is None:
-        gaussians, (first, second), _ = relocate(state.gaussians, moments, key, growth)
+@partial(jax.jit, static_argnums=0)
+def grow(
+    densify: Literal["mcmc", "classic"],
+    state: State,
+    key: jax.Array,
+    target: jax.Array,
+    scene_size: jax.Array,
+) -> State:
+    """A round of growth, to `target` Gaussians at most."""
+    given = state.gaussians, (state.first_moment, state.second_moment), state.crowding, key, target
+    if densify == "classic":
+        gaussians, (first, second) = clone_and_split(*given, scene_size)
     else:
-        gaussians, (first, second) = clone_and_split(
-            state.gaussians, moments, crowding, key, growth, scene_size
-        )
-        crowding = Crowding.none(gaussians.count)
+        gaussians, (first, second), _ = relocate(*given)
+    crowding = Crowding.none(gaussians.count)
     return State(gaussians, first, second, state.step, state.poses, state.exposures, crowding)

@@ -82,6 +82,22 @@ def test_a_killed_fit_goes_on_to_the_same_bits_and_compiles_once(tmp_path: Path,
     assert seen.count(0) == 2
 
 
+@pytest.mark.parametrize("densify", ["mcmc", "classic"])
+def test_the_scene_grows_evenly_until_all_slots_may_be_used(densify, monkeypatch):
+    targets = []
+
+    def noted(densify, state, key, target, size):
+        targets.append(int(target))
+        return fit_step.grow(densify, state, key, target, size)
+
+    monkeypatch.setattr(fit_module, "grow", noted)
+    config = FitConfig(steps=20, densify=densify, full_at=0.3, relocate_until=0.5)
+    result = fit(views(), wall(256, 0.3), 3.0, config, progress=False)
+    assert targets == [206, 216, 226, 236, 246, 256, 256, 256, 256, 256]
+    in_use = (np.asarray(result.gaussians.opacity_logits) > EMPTY_LOGIT / 2).sum()
+    assert in_use == 256 if densify == "mcmc" else 196 <= in_use <= 256
+
+
 @pytest.mark.slow  # the gradient of VGG compiles for long
 def test_all_terms_together_improve_the_scene():
     pytest.importorskip(
@@ -197,7 +213,7 @@ def test_classic_growth_clones_small_splits_large_and_drops_faded_ones():
     pull = np.array([9, 5, 0.5, 9, 0, 0, 0], np.float32) * CROWDED * 2
     crowding = Crowding(jnp.asarray(pull), jnp.full(7, 2.0))
     moments = jax.tree.map(jnp.ones_like, scene)
-    after, cleared = clone_and_split(scene, moments, crowding, jax.random.key(0), 4.0, 1.0)
+    after, cleared = clone_and_split(scene, moments, crowding, jax.random.key(0), 7, 1.0)
     occupied = np.asarray(after.opacity_logits) > EMPTY_LOGIT / 2
     assert occupied.sum() == 5 and not np.isin(9.0, np.asarray(after.means)[occupied, 0])
     means = np.asarray(after.means)[occupied]
@@ -211,7 +227,7 @@ def test_classic_growth_clones_small_splits_large_and_drops_faded_ones():
     assert kept[0] == 1 and kept[1] == 0 and kept[2] == 1  # the original goes on as it was
     # Room for one only: it goes to the one that is pulled hardest.
     tight = jax.tree.map(lambda leaf: leaf[:4], (scene, moments, crowding))
-    full, _ = clone_and_split(*tight, jax.random.key(0), 4.0, 1.0)
+    full, _ = clone_and_split(*tight, jax.random.key(0), 4, 1.0)
     assert (np.asarray(full.means)[:, 0] == 0).sum() == 2
 
 
