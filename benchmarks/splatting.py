@@ -299,7 +299,7 @@ def training(colmap: Path, opensplat: Path | None) -> dict[str, Any]:
     """A short training of each on one folder: milliseconds per step and seconds of the whole run.
 
     Both draw full-size photos with as many Gaussians as the folder has points: OpenSplat adds none
-    before step 500, ours has got all of them after a fifth of the steps. By itself OpenSplat
+    before step 500, ours has all of them after two fifths of the steps. By itself OpenSplat
     would begin with a sixteenth of the pixels, for longer than this.
     """
     scene = inputs.load_scene(colmap)
