@@ -274,7 +274,10 @@ Examples:
     help="First correct the cameras by points that the photos share.",
 )
 @click.option(
-    "--exposure", is_flag=True, help="Let every photo have its own gain and offset of colours."
+    "--exposure/--no-exposure",
+    default=True,
+    show_default=True,
+    help="Photos that differ in brightness get a gain and an offset of colours each.",
 )
 @click.option(
     "--lpips", "lpips_weight", type=float, default=0.0, metavar="WEIGHT",

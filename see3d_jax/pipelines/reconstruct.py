@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,14 @@ from see3d_jax.evaluation.lpips import load_lpips
 from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.files import atomic_path, write_json
 from see3d_jax.geometry.cameras import Camera, stack
-from see3d_jax.geometry.transforms import nearest_rotation
 from see3d_jax.media import contact_sheet, read_image, to_uint8, write_image, write_mp4
+from see3d_jax.pipelines.flight import camera_path
 from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_mask
 from see3d_jax.pipelines.refine_cameras import RefinedCameras, refine_cameras
 from see3d_jax.pipelines.scene_export import CAMERAS_FILE, write_cameras
 from see3d_jax.pipelines.sfm import beside, open_scene
 from see3d_jax.splatting import seeds
+from see3d_jax.splatting.exposure import exposed
 from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
 from see3d_jax.splatting.formats import write_ply
 from see3d_jax.splatting.gaussians import Gaussians, from_points, occupied
@@ -134,6 +134,7 @@ def reconstruct(
         config=config,
         seed=seed,
         near=near,
+        content_from=nearest,
         progress=progress,
         state_file=state_file,
     )
@@ -146,6 +147,11 @@ def reconstruct(
     scene_of_gaussians = result.gaussians
     test_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in test]
     train_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in train]
+    if result.exposures is not None:  # held-out views have none
+        train_renders = [
+            np.clip(exposed(image, own), 0.0, 1.0)
+            for image, own in zip(train_renders, result.exposures, strict=True)
+        ]
     metrics = {
         "command": COMMAND,
         "input": os.path.relpath(scene.root, output),  # from here, where the photos are
@@ -164,7 +170,7 @@ def reconstruct(
             "depth": config.depth_weight,
             "smooth": config.smooth_weight,
         },
-        "exposure": config.exposure,
+        "exposure": _exposure_spread(result),
         "image_size": [int(train[0].camera.width), int(train[0].camera.height)],
         "num_train_views": len(train),
         "num_test_views": len(test),
@@ -173,7 +179,7 @@ def reconstruct(
         "fit_seconds": round(result.seconds, 2),
         "per_view": _per_view(test, test_renders),
     }
-    flight = _camera_path([view.camera for view in train], orbit_frames)
+    flight = camera_path([view.camera for view in train], orbit_frames)
     frames = [to_uint8(_render_view(scene_of_gaussians, c, canvas, near)) for c in flight]
     metrics["seconds"] = round(time.perf_counter() - started, 2)
     _write(output, result, metrics, train, test, test_renders, frames)
@@ -428,40 +434,12 @@ def _scores(
     }
 
 
-def _camera_path(cameras: list[Camera], frames: int) -> list[Camera]:
-    """A smooth flight past the given cameras, at even speed, from one end to the other."""
-    matrices = np.stack([np.asarray(c.world_to_camera, np.float64) for c in cameras])
-    rotations = matrices[:, :3, :3]
-    positions = -np.einsum("nji,nj->ni", rotations, matrices[:, :3, 3])
-    order = _chain(positions)
-    positions, rotations = positions[order], rotations[order]
-    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(positions, axis=0), axis=1))])
-    along = along + np.linspace(0.0, 1e-6 + 1e-3 * along[-1], len(along))  # strictly rising
-    samples = np.linspace(0.0, along[-1], frames)
-    # Each frame is a mean of the cameras around it; the width spans about two of them.
-    width = 1.2 * along[-1] / max(1, len(cameras) - 1)
-    weight = np.exp(-0.5 * ((samples[:, None] - along) / width) ** 2)
-    weight /= weight.sum(1, keepdims=True)
-    centre = weight @ positions
-    rotation = nearest_rotation(np.einsum("fn,nij->fij", weight, rotations))
-    path = np.tile(np.eye(4), (frames, 1, 1))
-    path[:, :3, :3] = rotation
-    path[:, :3, 3] = -np.einsum("fij,fj->fi", rotation, centre)
-    # The sharpest lens of those that are held as most are, upright or lying.
-    held = Counter(camera.width > camera.height for camera in cameras)
-    lens = max(cameras, key=lambda c: (held[c.width > c.height], c.width * c.height))
-    return [Camera(lens.intrinsics, m.astype(np.float32), lens.width, lens.height) for m in path]
-
-
-def _chain(positions: np.ndarray) -> list[int]:
-    """Order in which each camera is followed by the nearest one left, from an outermost camera."""
-    distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    chain = [int(distance.sum(1).argmax())]
-    left = set(range(len(positions))) - set(chain)
-    while left:
-        chain.append(min(left, key=lambda i: (distance[chain[-1], i], i)))
-        left.remove(chain[-1])
-    return chain
+def _exposure_spread(result: FitResult) -> float | None:
+    """By how much the photos were found to differ in brightness; 0 = taken as equal."""
+    if result.exposures is None:
+        return None
+    gain, offset = np.moveaxis(result.exposures, -1, 0)
+    return round(float((0.5 * gain + offset).std()), 4)
 
 
 def _write(

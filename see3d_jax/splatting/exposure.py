@@ -3,7 +3,8 @@
 A photo shows gain · scene + offset. Both are found in closed form whenever the view is shown (least
 squares with a pull to 1 and 0), and go part of the way there. Brightening all photos and the scene
 together changes no picture, so the mean over the views is kept at gain 1 and offset 0: views that
-took no part in a fit are then drawn as the scene is.
+took no part in a fit are then drawn as the scene is. Where all photos are equally bright, nothing
+is applied: what is found there is the fit's error, and light that changes along the path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 _GAIN = 0.2
 # Pull to gain 1 and offset 0, as squared error per pixel.
 _PULL = 1e-3
+# Exposures apply in full where they spread (standard deviation of what mid-grey becomes) as much as
+# the second, and not at all below the first: 4 and 6 of 255 levels.
+_SPREADS = 0.015, 0.025
 
 
 def identity(views: int) -> jax.Array:
@@ -25,6 +29,15 @@ def identity(views: int) -> jax.Array:
 def exposed(image: jax.Array, exposure: jax.Array) -> jax.Array:
     """[..., 3] colours as a photo of this exposure [3, 2] shows them."""
     return image * exposure[:, 0] + exposure[:, 1]
+
+
+def applied(exposures: jax.Array) -> jax.Array:
+    """[V, 3, 2] as they are used: all of them, or none if photos hardly differ."""
+    shift = 0.5 * (exposures[..., 0] - 1.0) + exposures[..., 1]
+    low, high = _SPREADS
+    share = jnp.clip((jnp.sqrt((shift**2).mean()) - low) / (high - low), 0.0, 1.0)
+    none = identity(len(exposures))
+    return none + share * (exposures - none)
 
 
 def updated(

@@ -30,6 +30,7 @@ from see3d_jax.evaluation.lpips import MIN_SIDE, load_lpips
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting import resume
 from see3d_jax.splatting.binning import count_pairs
+from see3d_jax.splatting.exposure import applied
 from see3d_jax.splatting.fit_step import FitConfig, Photos, State, fit_step, grow, initial_state
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
 from see3d_jax.splatting.projection import project_gaussians
@@ -91,7 +92,7 @@ class FitResult:
       seconds: wall time of this run, compilation included; `step_seconds`: median of a step.
       pair_capacity: final size of the pair list.
       cameras: of the views, refined where that was asked for.
-      exposures: [V, 3, 2] gain and offset of every channel, or None.
+      exposures: [V, 3, 2] gain and offset of every channel as they were applied, or None.
     """
 
     gaussians: Gaussians
@@ -111,6 +112,7 @@ def fit(
     config: FitConfig | None = None,
     seed: int = 0,
     near: float = 0.01,
+    content_from: float = 0.0,
     progress: bool = True,
     mesh: Mesh | None = None,
     on_step: Callable[[int, Gaussians], None] | None = None,
@@ -125,6 +127,8 @@ def fit(
       config: what is minimised, rates and schedule.
       seed: of the order of the views and of growth.
       near: nearest visible depth, in scene units.
+      content_from: distance from the cameras at which the content begins, as far as is known, in
+        scene units; what hangs before it stays small (`fit_step.NEAR_SPREAD`).
       progress: show a bar with PSNR and time left, where stderr is a terminal.
       mesh: from `render.host_mesh`: draws a band of the image on each of its devices.
       on_step: called after every step, e.g. to record a time lapse.
@@ -140,7 +144,7 @@ def fit(
     without_lpips = dataclasses.replace(config, lpips_weight=0.0)
     number = len(views.images)
     keys = jax.random.key(seed)
-    photos, state = _on_devices(views, initial, scene_size, near, config, mesh)
+    photos, state = _on_devices(views, initial, (scene_size, near, content_from), config, mesh)
     # A short fit must reach its number of Gaussians too.
     grow_every = min(config.relocate_every, max(1, config.steps // 20))
     started_with = int((np.asarray(initial.opacity_logits) > EMPTY_LOGIT / 2).sum())
@@ -150,7 +154,7 @@ def fit(
     if state_file is not None:
         bands = 1 if mesh is None else mesh.size
         given = views.images, views.weights, views.depths, views.cameras
-        whose = resume.digest(config, seed, bands, given, initial, scene_size, near)
+        whose = resume.digest(config, seed, bands, given, initial, scene_size, near, content_from)
         packed = (state, np.int64(capacity), numbers)
         found = resume.load(state_file, whose, packed)
         if found is not None:
@@ -204,15 +208,14 @@ def fit(
         step_seconds=float(np.median(durations)) if durations else 0.0,
         pair_capacity=capacity,
         cameras=state.posed(photos.cameras),
-        exposures=None if state.exposures is None else np.asarray(state.exposures),
+        exposures=None if state.exposures is None else np.asarray(applied(state.exposures)),
     )
 
 
 def _on_devices(
     views: TrainingViews,
     initial: Gaussians,
-    scene_size: float,
-    near: float,
+    distances: tuple[float, float, float],
     config: FitConfig,
     mesh: Mesh | None,
 ) -> tuple[Photos, State]:
@@ -234,8 +237,7 @@ def _on_devices(
             cameras.height,
         ),
         network,
-        jnp.float32(scene_size),
-        jnp.float32(near),
+        *map(jnp.float32, distances),
     )
     state = initial_state(jax.tree.map(jnp.asarray, initial), config, photos.cameras)
     return _put((photos, state), mesh)

@@ -16,8 +16,9 @@ from see3d_jax.errors import InputError
 from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at
 from see3d_jax.geometry.scene_files import read_inria_cameras
 from see3d_jax.media import read_image, write_image
+from see3d_jax.pipelines.flight import camera_path
 from see3d_jax.pipelines.inputs import has_cameras
-from see3d_jax.pipelines.reconstruct import _camera_path, reconstruct
+from see3d_jax.pipelines.reconstruct import reconstruct
 from see3d_jax.splatting.fit_step import FitConfig, fit_step
 from see3d_jax.splatting.formats import read_ply
 from see3d_jax.splatting.gaussians import from_points
@@ -168,7 +169,7 @@ def test_poses_refined_in_the_fit_are_used_for_scoring(scene_folder, tmp_path):
 
 def test_the_flight_is_smooth_and_stays_near_the_cameras():
     shuffled = [cameras(12)[i] for i in np.random.default_rng(0).permutation(12)]
-    path = _camera_path(shuffled, 40)
+    path = camera_path(shuffled, 40)
     centres = np.stack([np.asarray(camera.position) for camera in path])
     steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
     assert steps.max() < 3 * np.median(steps)

@@ -121,14 +121,14 @@ def test_gaps_are_filled_where_the_photos_agree_or_else_at_the_depth_of_the_neig
     rng = np.random.default_rng(0)
     # Points behind the wall, on the right of the middle view; the wall itself has none.
     x, y = rng.uniform(44, 64, 50), rng.uniform(0, 64, 50)
-    behind = seeds._lift(cameras[2], x, y, np.full(50, 6))
+    behind = seeds._lift(cameras[2], x, y, np.full(50, 4.5))
     points = behind, np.full((50, 3), 0.5)
     filled, colors = seeds.fill_gaps(points, images, cameras, 150, rng)
     assert filled.shape == colors.shape == (len(filled), 3) and 100 < len(filled) - 50 <= 150
     assert np.median(np.abs(filled[50:, 2])) < 0.15
     bare = [np.full_like(image, 200) for image in images]
     filled, _ = seeds.fill_gaps(points, bare, cameras, 150, rng)
-    assert np.median(np.abs(filled[50:, 2] - 3)) < 0.5  # 6 along the axes of five cameras
+    assert np.median(np.abs(filled[50:, 2] - 1.5)) < 0.5  # 4.5 along the axes of five cameras
 
 
 def test_depth_range_survives_parallel_cameras():
