@@ -53,8 +53,10 @@ def ssim_map(image: jax.Array, truth: jax.Array) -> jax.Array:
         raise ValueError(f"ssim: images need at least {WINDOW}×{WINDOW} pixels")
     # Channels first: the blurs then run along contiguous rows.
     x, y = (jnp.moveaxis(jnp.asarray(i), -1, -3) for i in (image, truth))
-    mean_x, mean_y, xx, yy, xy = _blur(jnp.stack([x, y, x * x, y * y, x * y]))
-    variance = xx - mean_x * mean_x + yy - mean_y * mean_y
+    # By itself, as a fit needs no gradient of the photo.
+    mean_y = _blur(y)
+    mean_x, squares, xy = _blur(jnp.stack([x, x * x + y * y, x * y]))
+    variance = squares - mean_x * mean_x - mean_y * mean_y
     covariance = xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
@@ -78,11 +80,13 @@ def _as_pixels(mask: jax.Array, image_dimensions: int) -> jax.Array:
 @jax.custom_vjp
 def _blur(planes: jax.Array) -> jax.Array:
     """Gaussian window over the last two axes, 'valid': each shrinks by 10."""
-    for axis in (planes.ndim - 1, planes.ndim - 2):
+    half = WINDOW // 2
+    for axis in (planes.ndim - 2, planes.ndim - 1):
         inside = planes.shape[axis] - WINDOW + 1
-        planes = sum(
-            float(tap) * jax.lax.slice_in_dim(planes, k, k + inside, axis=axis)
-            for k, tap in enumerate(_TAPS)
+        shifted = [jax.lax.slice_in_dim(planes, k, k + inside, axis=axis) for k in range(WINDOW)]
+        # The window is symmetric: six products instead of eleven, which takes half as long.
+        planes = float(_TAPS[half]) * shifted[half] + sum(
+            float(_TAPS[k]) * (shifted[k] + shifted[-1 - k]) for k in range(half)
         )
     return planes
 

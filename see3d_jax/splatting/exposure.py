@@ -14,6 +14,9 @@ import jax.numpy as jnp
 
 # Share of the way to the solution at each showing.
 _GAIN = 0.2
+# Every so many rows are looked at: two numbers need no more, and sums over all took a fifth of the
+# time of a step.
+_ROWS = 4
 # Pull to gain 1 and offset 0, as squared error per pixel.
 _PULL = 1e-3
 # Exposures apply in full where they spread (standard deviation of what mid-grey becomes) as much as
@@ -48,7 +51,8 @@ def updated(
     weight: jax.Array | None,
 ) -> jax.Array:
     """[V, 3, 2] after view `index` was shown: its rendering and its photo [H, W, 3]."""
-    counts = jnp.ones(image.shape[:2]) if weight is None else weight
+    image, truth = image[::_ROWS], truth[::_ROWS]
+    counts = jnp.ones(image.shape[:2]) if weight is None else weight[::_ROWS]
     counts = (counts / jnp.maximum(counts.sum(), 1e-6))[..., None]
     # Normal equations of (gain − 1, offset) per channel.
     aa, ab = (counts * image * image).sum((0, 1)), (counts * image).sum((0, 1))
