@@ -31,6 +31,7 @@ VARIANTS = {
     PLAIN: FitConfig(),
     "lpips 0.03": FitConfig(lpips_weight=0.03),
     "no exposure": FitConfig(exposure=False),
+    "no dropout": FitConfig(dropout=0.0),
     "smooth 0.01": FitConfig(smooth_weight=0.01),
     "classic densification": FitConfig(densify="classic"),
     "depth 0.05": FitConfig(depth_weight=0.05),

@@ -19,7 +19,7 @@ from see3d_jax.evaluation.metrics import psnr
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting import exposure, losses
 from see3d_jax.splatting.densify import Crowding, clone_and_split, relocate
-from see3d_jax.splatting.gaussians import Gaussians
+from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
 from see3d_jax.splatting.poses import alignment_step, moved
 from see3d_jax.splatting.render import Rendering, render_within
 
@@ -33,6 +33,10 @@ EXPOSURES_START = 0.2
 NEAR_SPREAD = 0.1
 # From where the content begins on, the limit rises with this power of the distance.
 FREE_BEYOND = 8
+# Views up to which Gaussians are dropped at the full rate, and from which on none are.
+FEW_VIEWS, MANY_VIEWS = 12, 24
+# Share of a fit after which none are dropped: the scene becomes as sharp as it will be drawn.
+DROPOUT_UNTIL = 0.85
 # Share of the way to the aligned pose that a camera goes at once: the scene follows as well.
 POSES_GAIN = 0.5
 # Longest side, in pixels, of the pictures that are aligned in each third of a fit.
@@ -63,6 +67,9 @@ class FitConfig:
       full_at: share of the fit at which all slots may be in use; until then their number rises
         evenly.
       exposure: let photos have a gain and an offset each, should theirs differ (`exposure`).
+      dropout: share of the Gaussians that a step leaves out, at random, where views are few (all of
+        it up to `FEW_VIEWS`, nothing from `MANY_VIEWS` on, or with `refine_poses`): none can then
+        hide what another shows wrongly (DropGaussian, Park et al. 2025; there the share rises).
       refine_poses: align the camera of a view with the scene each time it is shown, at first in
         small pictures (`ALIGNED_SIDES`). The world may drift as a whole: see `carried_along`.
     """
@@ -88,6 +95,7 @@ class FitConfig:
     relocate_until: float = 0.7
     full_at: float = 0.4
     exposure: bool = True
+    dropout: float = 0.1
     refine_poses: bool = False
 
 
@@ -173,9 +181,14 @@ def fit_step(
         weight = photos.weights[index].astype(jnp.float32) / 255.0
     camera = state.posed(photos.cameras)[index]
     own = None if state.exposures is None else exposure.applied(state.exposures)[index]
+    dropout = _dropout(config, len(photos.images))
 
     def loss_of(gaussians: Gaussians) -> tuple[jax.Array, tuple[Rendering, jax.Array]]:
-        picture = render_within(gaussians, camera, capacity, near=photos.near, mesh=mesh)
+        shown = gaussians
+        if dropout:
+            rate = jnp.where(state.step < DROPOUT_UNTIL * config.steps, dropout, 0.0)
+            shown = _thinned(gaussians, rate, jax.random.fold_in(key, 1))
+        picture = render_within(shown, camera, capacity, near=photos.near, mesh=mesh)
         image = picture.rgb if own is None else exposure.exposed(picture.rgb, own)
         loss = losses.photometric_loss(image, truth, weight, config.ssim_weight)
         if weight is not None:  # a view that is trusted less as a whole pulls less
@@ -210,6 +223,24 @@ def fit_step(
     crowding = state.crowding.seen(state.gaussians, gradient.means, camera)
     after = dataclasses.replace(after, crowding=crowding)
     return after, loss, psnr(image, truth, weight), picture.pair_count
+
+
+def _dropout(config: FitConfig, views: int) -> float:
+    """Share of the Gaussians that a step leaves out, by the number of views."""
+    if config.refine_poses:  # a picture with gaps would mislead the cameras
+        return 0.0
+    share = (MANY_VIEWS - views) / (MANY_VIEWS - FEW_VIEWS)
+    return config.dropout * min(1.0, max(0.0, share))
+
+
+def _thinned(gaussians: Gaussians, rate: jax.Array, key: jax.Array) -> Gaussians:
+    """Without a random share of the Gaussians, the others as much more opaque; all if it is 0."""
+    opacity = jax.nn.sigmoid(gaussians.opacity_logits) / (1.0 - rate)
+    opacity = jnp.clip(opacity, 1e-9, 0.999)
+    logits = jnp.log(opacity) - jnp.log1p(-opacity)
+    dropped = jax.random.uniform(key, (gaussians.count,)) < rate
+    logits = jnp.where(dropped, EMPTY_LOGIT, jnp.where(rate > 0, logits, gaussians.opacity_logits))
+    return dataclasses.replace(gaussians, opacity_logits=logits)
 
 
 def _bounded(gaussians: Gaussians, camera: Camera, photos: Photos) -> Gaussians:

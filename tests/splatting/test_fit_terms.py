@@ -211,6 +211,30 @@ def test_exposures_apply_only_where_photos_differ_in_brightness():
     np.testing.assert_allclose(exposure.applied(large), large, atol=1e-6)
 
 
+def test_a_step_without_some_gaussians_shows_as_much_on_average():
+    scene = wall(500, 0.4)
+    thinned = [
+        np.asarray(jax.nn.sigmoid(fit_step._thinned(scene, jnp.float32(0.2), key).opacity_logits))
+        for key in jax.random.split(jax.random.key(0), 200)
+    ]
+    in_use = np.asarray(scene.opacity_logits) > EMPTY_LOGIT / 2
+    assert np.mean(np.stack(thinned)[:, in_use] < 1e-6) == pytest.approx(0.2, abs=0.01)
+    assert np.mean(np.stack(thinned)[:, in_use]) == pytest.approx(0.4, abs=0.01)
+    assert (np.stack(thinned)[:, ~in_use] < 1e-6).all()
+    whole = fit_step._thinned(scene, jnp.float32(0), jax.random.key(0))
+    np.testing.assert_array_equal(whole.opacity_logits, scene.opacity_logits)
+
+
+@pytest.mark.parametrize(
+    ("views", "refine_poses", "share"),
+    [(3, False, 0.2), (12, False, 0.2), (18, False, 0.1), (24, False, 0), (99, False, 0),
+     (3, True, 0)],
+)  # fmt: skip
+def test_gaussians_are_left_out_where_views_are_few(views, refine_poses, share):
+    config = FitConfig(dropout=0.2, refine_poses=refine_poses)
+    assert fit_step._dropout(config, views) == pytest.approx(share)
+
+
 def test_what_hangs_before_the_content_stays_small():
     scene = from_points(np.arange(12.0).reshape(4, 3), np.full((4, 3), 0.5), 4, 0)
     means = np.array([[0, 0, 1], [0, 0, 3.9], [0, 0, 8], [0, 0, 0]], np.float32)
