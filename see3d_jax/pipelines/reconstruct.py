@@ -35,7 +35,7 @@ from see3d_jax.pipelines.refine_cameras import RefinedCameras, refine_cameras
 from see3d_jax.pipelines.scene_export import CAMERAS_FILE, write_cameras
 from see3d_jax.pipelines.sfm import beside, open_scene
 from see3d_jax.splatting import seeds
-from see3d_jax.splatting.exposure import exposed
+from see3d_jax.splatting.exposure import exposed, spread
 from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
 from see3d_jax.splatting.formats import write_ply
 from see3d_jax.splatting.gaussians import Gaussians, from_points, occupied
@@ -147,7 +147,9 @@ def reconstruct(
     scene_of_gaussians = result.gaussians
     test_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in test]
     train_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in train]
+    brightness = None
     if result.exposures is not None:  # held-out views have none
+        brightness = round(float(spread(result.exposures)), 4)
         train_renders = [
             np.clip(exposed(image, own), 0.0, 1.0)
             for image, own in zip(train_renders, result.exposures, strict=True)
@@ -170,7 +172,7 @@ def reconstruct(
             "depth": config.depth_weight,
             "smooth": config.smooth_weight,
         },
-        "exposure": _exposure_spread(result),
+        "exposure": brightness,  # how much photos differ in it; 0 = taken as equal
         "image_size": [int(train[0].camera.width), int(train[0].camera.height)],
         "num_train_views": len(train),
         "num_test_views": len(test),
@@ -432,14 +434,6 @@ def _scores(
         psnr_name: round(float(np.mean([row["psnr"] for row in rows])), 4),
         ssim_name: round(float(np.mean([row["ssim"] for row in rows])), 5),
     }
-
-
-def _exposure_spread(result: FitResult) -> float | None:
-    """By how much the photos were found to differ in brightness; 0 = taken as equal."""
-    if result.exposures is None:
-        return None
-    gain, offset = np.moveaxis(result.exposures, -1, 0)
-    return round(float((0.5 * gain + offset).std()), 4)
 
 
 def _write(

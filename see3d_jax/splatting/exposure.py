@@ -19,8 +19,8 @@ _GAIN = 0.2
 _ROWS = 4
 # Pull to gain 1 and offset 0, as squared error per pixel.
 _PULL = 1e-3
-# Exposures apply in full where they spread (standard deviation of what mid-grey becomes) as much as
-# the second, and not at all below the first: 4 and 6 of 255 levels.
+# Exposures apply in full where their `spread` is at least the second, and not at all below the
+# first: 4 and 6 of 255 levels.
 _SPREADS = 0.015, 0.025
 
 
@@ -34,11 +34,16 @@ def exposed(image: jax.Array, exposure: jax.Array) -> jax.Array:
     return image * exposure[:, 0] + exposure[:, 1]
 
 
+def spread(exposures: jax.Array) -> jax.Array:
+    """[] by how much photos [V, 3, 2] differ: standard deviation of what mid-grey becomes."""
+    shift = 0.5 * (exposures[..., 0] - 1.0) + exposures[..., 1]  # on average 0
+    return jnp.sqrt((shift**2).mean())
+
+
 def applied(exposures: jax.Array) -> jax.Array:
     """[V, 3, 2] as they are used: all of them, or none if photos hardly differ."""
-    shift = 0.5 * (exposures[..., 0] - 1.0) + exposures[..., 1]
     low, high = _SPREADS
-    share = jnp.clip((jnp.sqrt((shift**2).mean()) - low) / (high - low), 0.0, 1.0)
+    share = jnp.clip((spread(exposures) - low) / (high - low), 0.0, 1.0)
     none = identity(len(exposures))
     return none + share * (exposures - none)
 

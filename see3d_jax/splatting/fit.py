@@ -219,7 +219,10 @@ def _on_devices(
     config: FitConfig,
     mesh: Mesh | None,
 ) -> tuple[Photos, State]:
-    """What a step reads and what it changes, where the steps will run."""
+    """What a step reads and what it changes, where the steps will run.
+
+    `distances`: scene_size, near and content_from.
+    """
     network = None
     if config.lpips_weight:
         network = load_lpips("vgg")

@@ -131,7 +131,8 @@ def fill_gaps(
     """
     added = [points]
     near, far = depth_range(cameras, points[0])
-    near, far = 0.6 * near, 2.0 * far  # it is what has no points that is looked for
+    # It is what has no points that is looked for; what is seeded nearer still becomes haze.
+    near, far = 0.6 * near, 2.0 * far
     sweep = _Sweep(images, cameras, near)
     levels = 1.0 / np.linspace(1.0 / near, 1.0 / far, 64)
     for view, (camera, image) in enumerate(zip(cameras, images, strict=True)):
