@@ -22,7 +22,8 @@ from see3d_jax.errors import run_command
 
 # Options of reconstruct that are fields of FitConfig.
 _IN_CONFIG = (
-    "lpips_weight", "depth_weight", "depth_free_scale", "smooth_weight", "exposure", "densify",
+    "lpips_weight", "points_weight", "depth_weight", "depth_free_scale", "smooth_weight",
+    "exposure", "densify",
 )  # fmt: skip
 
 
@@ -282,6 +283,10 @@ Examples:
 @click.option(
     "--lpips", "lpips_weight", type=float, default=0.0, metavar="WEIGHT",
     help="In the last third also minimise LPIPS, e.g. 0.03: sharper (pip install '.[metrics]').",
+)  # fmt: skip
+@click.option(
+    "--points-weight", type=float, default=0.05, show_default=True, metavar="WEIGHT",
+    help="Also keep to the depths of sparse points in the photos that saw them (COLMAP); 0: not.",
 )  # fmt: skip
 @click.option(
     "--depth-weight", type=float, default=0.0, metavar="WEIGHT",

@@ -29,6 +29,7 @@ from see3d_jax.evaluation.metrics import psnr, ssim
 from see3d_jax.files import atomic_path, write_json
 from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.media import contact_sheet, read_image, to_uint8, write_image, write_mp4
+from see3d_jax.pipelines.depth import point_depths
 from see3d_jax.pipelines.flight import camera_path
 from see3d_jax.pipelines.inputs import Scene, load_depth, load_images, load_mask
 from see3d_jax.pipelines.refine_cameras import RefinedCameras, refine_cameras
@@ -58,6 +59,7 @@ class _View:
     weight: np.ndarray | None  # [H, W] bool
     trust: np.ndarray | None = None  # [H, W] float32 in [0, 1], how much the fit believes a pixel
     depth: np.ndarray | None = None  # [H, W] float32 planar z, 0 = unknown
+    points: np.ndarray | None = None  # [K, 3] float32, sparse points it saw: pixel x, y; planar z
 
 
 def reconstruct(
@@ -112,11 +114,15 @@ def reconstruct(
     train = _trusted(scene, train_indices, train, generated_weight)
     if config.depth_weight:
         train = _with_depth(scene, train_indices, train, max_size)
+    if config.points_weight and not config.refine_poses:
+        train = _with_points(scene, train_indices, train)
     test = _load_views(scene, test_indices, max_size)
     refined = None
     if refine_poses:
         refined = _refined(scene, train_indices, test_indices, generated_weight)
         train = _with_poses(train, refined.poses[: len(train)])
+        if refined.moved:  # the scene's points were found with the cameras as they were given
+            train = [dataclasses.replace(view, points=None) for view in train]
         test = _with_poses(test, refined.poses[len(train) :])
 
     generator = np.random.default_rng(seed)
@@ -169,6 +175,7 @@ def reconstruct(
         "weights": {
             "generated": generated_weight if any(v.trust is not None for v in train) else None,
             "lpips": config.lpips_weight,
+            "points": None if train[0].points is None else config.points_weight,
             "depth": config.depth_weight,
             "smooth": config.smooth_weight,
         },
@@ -210,6 +217,7 @@ def _check_config(config: FitConfig, generated_weight: float) -> None:
     weights = {
         "generated_weight": generated_weight,
         "lpips_weight": config.lpips_weight,
+        "points_weight": config.points_weight,
         "depth_weight": config.depth_weight,
         "smooth_weight": config.smooth_weight,
     }
@@ -338,6 +346,21 @@ def _with_depth(
     ]
 
 
+def _with_points(scene: Scene, indices: tuple[int, ...], views: list[_View]) -> list[_View]:
+    """With what each view saw of the sparse points, where the folder tells."""
+    if scene.observations is None:
+        return views
+    seen = []
+    for i, view in zip(indices, views, strict=True):
+        camera, given = view.camera, scene.cameras[i]
+        pixels, depths = point_depths(scene, i)
+        pixels = pixels * (camera.width / given.width, camera.height / given.height)
+        points = np.concatenate([pixels, depths[:, None]], 1).astype(np.float32)
+        inside = (points >= 0) & (points < (camera.width, camera.height, np.inf))
+        seen.append(dataclasses.replace(view, points=points[inside.all(1)]))
+    return seen if any(len(view.points) for view in seen) else views
+
+
 def _starting_points(
     scene: Scene,
     indices: tuple[int, ...],
@@ -392,8 +415,15 @@ def _on_canvas(views: list[_View], canvas: tuple[int, int]) -> TrainingViews:
         weights[i, :rows, :columns] = np.round(255 * counts)
         if depths is not None:
             depths[i, :rows, :columns] = view.depth
+    points = None
+    if views[0].points is not None:
+        most = max(len(view.points) for view in views)
+        points = np.zeros((len(views), most, 3), np.float32)
+        for row, view in zip(points, views, strict=True):
+            row[: len(view.points)] = view.points
     cameras = stack([view.camera.window(0, 0, *canvas) for view in views])
-    return TrainingViews(images, cameras, None if (weights == 255).all() else weights, depths)
+    weights = None if (weights == 255).all() else weights
+    return TrainingViews(images, cameras, weights, depths, points)
 
 
 def _with_poses(views: list[_View], poses: np.ndarray) -> list[_View]:

@@ -50,12 +50,15 @@ class TrainingViews:
       cameras: batch of V cameras of size W × H.
       weights: [V, H, W] uint8, 255 = a pixel counts fully, 0 = not at all; or None.
       depths: [V, H, W] float32 planar z, 0 = unknown; or None.
+      points: [V, K, 3] float32, sparse points that each view saw: x, y in pixels, planar z (0 =
+        none, as views see different numbers of them); or None.
     """
 
     images: np.ndarray
     cameras: Camera
     weights: np.ndarray | None = None
     depths: np.ndarray | None = None
+    points: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         images, cameras = self.images, self.cameras
@@ -80,6 +83,12 @@ class TrainingViews:
                 )
         if self.depths is not None and not (np.isfinite(self.depths) & (self.depths >= 0)).all():
             raise ValueError("depths: expected finite numbers ≥ 0, with 0 where unknown")
+        if self.points is not None:
+            points, size = self.points, np.array([shape[2], shape[1], np.inf])
+            if points.ndim != 3 or points.shape[::2] != (shape[0], 3) or points.dtype != np.float32:
+                raise ValueError(f"points: expected float32 [{shape[0]}, K, 3], got {points.shape}")
+            if not ((points >= 0) & (points < size)).all():
+                raise ValueError("points: expected pixels of the images and finite depths ≥ 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +162,7 @@ def fit(
     whose, done = "", 0
     if state_file is not None:
         bands = 1 if mesh is None else mesh.size
-        given = views.images, views.weights, views.depths, views.cameras
+        given = views.images, views.weights, views.depths, views.points, views.cameras
         whose = resume.digest(config, seed, bands, given, initial, scene_size, near, content_from)
         packed = (state, np.int64(capacity), numbers)
         found = resume.load(state_file, whose, packed)
@@ -233,6 +242,7 @@ def _on_devices(
         views.images,
         views.weights,
         views.depths if config.depth_weight else None,
+        views.points if config.points_weight else None,
         Camera(
             jnp.asarray(cameras.intrinsics, jnp.float32),
             jnp.asarray(cameras.world_to_camera, jnp.float32),

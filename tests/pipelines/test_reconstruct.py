@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from PIL import Image
 from skimage import data
 
 from see3d_jax.errors import InputError
-from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at
-from see3d_jax.geometry.scene_files import read_inria_cameras
+from see3d_jax.geometry.cameras import Camera, intrinsics_matrix, look_at, project, unproject
+from see3d_jax.geometry.colmap_files import read_colmap, write_colmap
+from see3d_jax.geometry.scene_files import PointCloud, PosedImages, read_inria_cameras
 from see3d_jax.media import read_image, write_image
 from see3d_jax.pipelines.flight import camera_path
 from see3d_jax.pipelines.inputs import has_cameras
 from see3d_jax.pipelines.reconstruct import reconstruct
+from see3d_jax.splatting.fit import TrainingViews, fit
 from see3d_jax.splatting.fit_step import FitConfig, fit_step
 from see3d_jax.splatting.formats import read_ply
 from see3d_jax.splatting.gaussians import from_points
@@ -151,6 +154,54 @@ def test_without_depth_masks_and_sizes_may_differ(scene_folder, tmp_path):
     assert magenta.mean() < 0.3  # 1 where the mask was ignored
 
 
+def with_tracks(scene: Path, folder: Path) -> tuple[Path, np.ndarray]:
+    """The same photos as a COLMAP model whose 200 points are seen by all views but view 3."""
+    rows, columns = np.mgrid[0:10, 0:20]
+    x, y = (columns.ravel() - 10) / 10, (rows.ravel() - 5) / 10
+    xyz = np.stack([x, y, 0.3 * np.cos(2 * x)], -1).astype(np.float32)
+    seen = []
+    for i, camera in enumerate(cameras()):
+        pixels = np.asarray(project(camera, xyz)[0])
+        inside = ((pixels > 1) & (pixels < np.array(SIZE) - 1)).all(1) & (i != 3)
+        seen.append((pixels[inside].astype(np.float32), np.flatnonzero(inside)))
+    files = tuple(f"{i:03d}.png" for i in range(VIEWS))
+    points = PointCloud(xyz, np.full((200, 3), 128, np.uint8))
+    shutil.copytree(scene / "images", folder / "images", ignore=shutil.ignore_patterns("*.npy"))
+    model = PosedImages(files, tuple(cameras()), points=points, observations=tuple(seen))
+    (folder / "sparse/0").mkdir(parents=True)
+    write_colmap(folder / "sparse/0", model)
+    return folder, xyz
+
+
+def test_a_fit_keeps_to_the_points_that_colmap_saw(scene_folder, tmp_path, monkeypatch):
+    folder, xyz = with_tracks(scene_folder, tmp_path / "scene")
+    handed = []
+
+    def noted(views: TrainingViews, *arguments, **options):
+        handed.append(views)
+        return fit(views, *arguments, **options)
+
+    monkeypatch.setattr("see3d_jax.pipelines.reconstruct.fit", noted)
+    small = {**SMALL, "max_size": 40}
+    metrics = reconstruct(folder, tmp_path / "out", steps=3, **small)
+    assert metrics["weights"]["points"] == FitConfig().points_weight
+    points = handed[0].points
+    assert len(points) == 8 and not points[2].any()  # views 0 and 8 are held out; 3 saw none
+    # The pixels of the smaller photos and the depths there lead back to the points.
+    for row, view in ((0, 1), (7, 9)):
+        known = points[row][points[row][:, 2] > 0].astype(np.float64)
+        camera = handed[0].cameras[row]
+        lifted = np.asarray(unproject(jax.tree.map(np.asarray, camera), known[:, :2], known[:, 2]))
+        index = read_colmap(folder / "sparse/0").observations[view][1]
+        np.testing.assert_allclose(lifted, xyz[index], atol=1e-4)
+    # Nothing of it where it is not wanted, where cameras are known to be wrong, or without tracks.
+    for config in (FitConfig(points_weight=0.0), FitConfig(refine_poses=True)):
+        metrics = reconstruct(folder, tmp_path / "out", steps=3, config=config, **small)
+        assert handed[-1].points is None and metrics["weights"]["points"] is None
+    metrics = reconstruct(scene_folder, tmp_path / "out", steps=3, **small)
+    assert handed[-1].points is None and metrics["weights"]["points"] is None
+
+
 def test_refinement_costs_exact_cameras_nothing(scene_folder, result, tmp_path):
     metrics = reconstruct(scene_folder, tmp_path / "out", steps=120, seed=3, refine_poses=True,
                           **SMALL)  # fmt: skip
@@ -201,6 +252,7 @@ def spoil(folder: Path, kind: str) -> dict:
         "no depth": {"config": FitConfig(depth_weight=0.1)}, "heavy": {"generated_weight": 2.0},
         "unknown growth": {"config": FitConfig(densify="wild")},
         "negative weight": {"config": FitConfig(smooth_weight=-1.0)},
+        "no number": {"config": FitConfig(points_weight=float("nan"))},
         "steps 0": {"steps": 0}, "no gaussians": {"num_gaussians": 0}, "degree 4": {"sh_degree": 4},
         "too small": {"max_size": 8},
     }.get(kind, {})  # fmt: skip
@@ -212,6 +264,7 @@ def spoil(folder: Path, kind: str) -> dict:
         "one view", "no views", "missing image", "other image size", "NaN pose", "all held out",
         "steps 0", "no gaussians", "degree 4", "too small", "missing folder", "empty folder",
         "foreign output", "no depth", "heavy", "unknown growth", "negative weight",
+        "no number",
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(scene_folder, tmp_path, kind):

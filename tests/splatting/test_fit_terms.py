@@ -136,6 +136,9 @@ def test_a_fit_that_diverges_says_so():
         ({"cameras": dataclasses.replace(CAMERAS, intrinsics=CAMERAS.intrinsics * np.nan)}, "fin"),
         ({"weights": np.zeros((3, SIZE, 8), np.uint8)}, "weights: expected uint8"),
         ({"depths": np.full((3, SIZE, SIZE), np.nan, np.float32)}, "depths: expected finite"),
+        ({"points": np.zeros((2, 5, 3), np.float32)}, r"points: expected float32 \[3, K, 3\]"),
+        ({"points": np.full((3, 5, 3), SIZE, np.float32)}, "points: expected pixels"),
+        ({"points": np.full((3, 5, 3), np.nan, np.float32)}, "points: expected pixels"),
     ],
 )
 def test_unusable_views_are_named(changes, words):
@@ -171,6 +174,54 @@ def test_depth_is_compared_with_its_scale_or_without():
     outlier = depth.copy()
     outlier[0, 0] = 1e-3
     assert float(losses.depth_loss(surface(depth), outlier, None, scene, False)) < 0.03
+
+
+def test_points_are_compared_with_the_depth_at_their_pixels_only():
+    depth = np.random.default_rng(0).uniform(2, 4, (SIZE, SIZE)).astype(np.float32)
+    scene = jnp.float32(3.0)
+    x, y = np.array([3.2, 30.9, 8.0]), np.array([10.7, 0.1, 8.5])
+    z = depth[y.astype(int), x.astype(int)]
+    points = np.concatenate([np.stack([x, y, z], -1), np.zeros((4, 3))]).astype(np.float32)
+    elsewhere = depth.copy()
+    elsewhere[20:] *= 2  # no point is there, nor any at the pixel of the padding
+    elsewhere[0, 0] *= 2
+    assert float(losses.point_loss(surface(elsewhere), points, None, scene)) < 1e-6
+    # Haze at half the depth that covers a third: too near at one of three points.
+    hazy = depth.copy()
+    hazy[10, 3] *= 5 / 6
+    expected = np.log1p((3 / z[0] * (6 / 5 - 1) / 0.05) ** 2) / 3
+    loss = losses.point_loss(surface(hazy), points, None, scene)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    masked = jnp.ones((SIZE, SIZE)).at[10, 3].set(0.0)
+    assert float(losses.point_loss(surface(hazy), points, masked, scene)) < 1e-6
+
+
+def test_points_keep_a_scene_at_its_depth():
+    """Two cameras cannot tell where a plain wall is; points on it can."""
+    blank = np.full((3, SIZE, SIZE, 3), 120, np.uint8)
+    pixels = np.random.default_rng(0).integers(4, SIZE - 4, (200, 2))
+    points = [
+        [(x + 0.5, y + 0.5, _depth_of_the_plane(CAMERAS[i], x + 0.5, y + 0.5)) for x, y in pixels]
+        for i in range(3)
+    ]
+    start = wall(200, 0.9)
+    start = dataclasses.replace(start, means=start.means - jnp.array([0, 0, 0.15]))
+    wrong = []
+    for given in (None, np.array(points, np.float32)):
+        seen = TrainingViews(blank, CAMERAS, points=given)
+        scene = fit(seen, start, 3.0, FitConfig(steps=150, dropout=0.0), progress=False).gaussians
+        picture = render(scene, CAMERAS[1])
+        z = np.asarray(picture.depth / picture.alpha)[8:24, 8:24]
+        wrong.append(np.abs(z - 3).mean())
+    assert wrong[1] < 0.3 * wrong[0], wrong
+
+
+def _depth_of_the_plane(camera: Camera, x: float, y: float) -> float:
+    """Planar depth at which the ray of a pixel meets the plane z = 0 of the world."""
+    ray = np.linalg.inv(INTRINSICS) @ (x, y, 1.0)
+    rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
+    position = -rotation.T @ translation
+    return float(-position[2] / (rotation.T @ ray)[2])
 
 
 def test_planes_are_smooth_from_any_side_and_edges_of_the_photo_allow_a_bend():
@@ -241,7 +292,7 @@ def test_what_hangs_before_the_content_stays_small():
     scales = np.broadcast_to(np.log([1.0, 0.01, 0.5]), (4, 3)).astype(np.float32)
     scene = dataclasses.replace(scene, means=means, log_scales=scales)
     camera = Camera(jnp.asarray(INTRINSICS), jnp.eye(4), SIZE, SIZE)
-    photos = fit_step.Photos(*[None] * 5, *map(jnp.float32, (4, 0.5, 4)))
+    photos = fit_step.Photos(*[None] * 6, *map(jnp.float32, (4, 0.5, 4)))
     after = np.exp(fit_step._bounded(scene, camera, photos).log_scales)
     expected = [[0.1, 0.01, 0.1], [0.39, 0.01, 0.39], [1, 0.01, 0.5], [0.05, 0.01, 0.05]]
     np.testing.assert_allclose(after, expected, rtol=1e-5)
