@@ -12,6 +12,7 @@ b + 2B, … Interleaved rows share the work evenly, whether the sky is above or 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 from see3d_jax.splatting.projection import MIN_ALPHA, Projected
 
 TILE = 8
+# Shares of a generous capacity for which code is compiled: the least that suffices is worked off.
+ROOMS = (0.375, 0.5, 0.625, 1.0)
 # With more Gaussians than this at exactly one depth, depths are sorted the slower way.
 MAX_TWINS = 8
 
@@ -57,10 +60,13 @@ def bin_gaussians(
     capacity: int,
     band: jax.Array | int = 0,
     bands: int = 1,
+    generous: bool = False,
 ) -> TileLists:
     """Builds the tile lists of one band of an image (by default all of it).
 
-    `capacity` and `bands` are static, `band` is not; see the module docstring.
+    `capacity`, `bands` and `generous` are static, `band` is not; see the module docstring.
+    A generous capacity is expected to be far more than is needed: sorting then takes as long as
+    the pairs ask for (by `ROOMS`), and compiling longer.
     """
     projected = jax.lax.stop_gradient(projected)
     across = tile_grid(width, height)[0]
@@ -72,18 +78,24 @@ def bin_gaussians(
     rank = _depth_ranks(drawn, projected.depths)
     order = jnp.zeros(number, jnp.int32).at[rank].set(jnp.arange(number, dtype=jnp.int32))
 
-    # Pair p belongs to the Gaussian whose range [offset, offset + count) holds p.
-    pair = jnp.arange(capacity, dtype=jnp.int32)
-    owner = jnp.repeat(jnp.arange(number, dtype=jnp.int32), count, total_repeat_length=capacity)
-    within = pair - offset[owner]
-    across_owner = jnp.maximum(span[0][owner], 1)
-    tile_x = first[0][owner] + within % across_owner
-    tile_y = first[1][owner] + within // across_owner
-    kept = (pair < pair_count) & _touches(projected, owner, tile_x, band + bands * tile_y)
-    tile = jnp.where(kept, tile_y * across + tile_x, tiles)
-    tile, sorted_rank = _sort_pairs(tile, rank[owner], tiles, number)
-    edges = jnp.searchsorted(tile, jnp.arange(tiles + 1, dtype=tile.dtype)).astype(jnp.int32)
-    return TileLists(order[sorted_rank], edges[:-1], jnp.diff(edges), pair_count)
+    def lists(room: int) -> tuple[jax.Array, jax.Array]:
+        # Pair p belongs to the Gaussian whose range [offset, offset + count) holds p.
+        pair = jnp.arange(room, dtype=jnp.int32)
+        owner = jnp.repeat(jnp.arange(number, dtype=jnp.int32), count, total_repeat_length=room)
+        within = pair - offset[owner]
+        across_owner = jnp.maximum(span[0][owner], 1)
+        tile_x = first[0][owner] + within % across_owner
+        tile_y = first[1][owner] + within // across_owner
+        kept = (pair < pair_count) & _touches(projected, owner, tile_x, band + bands * tile_y)
+        tile = jnp.where(kept, tile_y * across + tile_x, tiles)
+        tile, sorted_rank = _sort_pairs(tile, rank[owner], tiles, number)
+        edges = jnp.searchsorted(tile, jnp.arange(tiles + 1, dtype=tile.dtype)).astype(jnp.int32)
+        return jnp.pad(order[sorted_rank], (0, capacity - room)), edges
+
+    rooms = [int(share * capacity) for share in ROOMS] if generous else [capacity]
+    level = sum(pair_count > room for room in rooms[:-1])
+    gaussian, edges = jax.lax.switch(level, [partial(lists, room) for room in rooms])
+    return TileLists(gaussian, edges[:-1], jnp.diff(edges), pair_count)
 
 
 def count_pairs(projected: Projected, width: int, height: int, bands: int = 1) -> jax.Array:

@@ -193,7 +193,7 @@ def fit_step(
         if dropout:
             rate = jnp.where(state.step < DROPOUT_UNTIL * config.steps, dropout, 0.0)
             shown = _thinned(gaussians, rate, jax.random.fold_in(key, 1))
-        picture = render_within(shown, camera, capacity, near=photos.near, mesh=mesh)
+        picture = render_within(shown, camera, capacity, near=photos.near, mesh=mesh, generous=True)
         image = picture.rgb if own is None else exposure.exposed(picture.rgb, own)
         loss = losses.photometric_loss(image, truth, weight, config.ssim_weight)
         if weight is not None:  # a view that is trusted less as a whole pulls less

@@ -25,8 +25,11 @@ def photometric_loss(
     image: jax.Array, truth: jax.Array, weight: jax.Array | None, ssim_weight: float
 ) -> jax.Array:
     """(1 − λ)·L1 + λ·(1 − SSIM), weighted or not."""
-    error = jnp.abs(image - truth).mean(-1)
-    absolute = error.mean() if weight is None else (error * weight).sum() / (weight.sum() + 1e-6)
+    error = jnp.abs(image - truth)
+    if weight is None:
+        absolute = error.mean()
+    else:
+        absolute = (error.mean(-1) * weight).sum() / (weight.sum() + 1e-6)
     if ssim_weight == 0.0:
         return absolute
     return (1 - ssim_weight) * absolute + ssim_weight * (1.0 - ssim(image, truth, weight))

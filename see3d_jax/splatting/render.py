@@ -63,6 +63,7 @@ def render_within(
     mesh: Mesh | None = None,
     antialiased: bool = False,
     with_normals: bool = False,
+    generous: bool = False,
 ) -> Rendering:
     """Renders with room for `capacity` pairs; differentiable in Gaussians, camera, background.
 
@@ -75,6 +76,7 @@ def render_within(
       mesh: from `host_mesh`: one band of the image per device, `capacity` pairs for each.
       antialiased: small Gaussians keep their light (see `projection`); static.
       with_normals: draw `normals` too, from the shortest axes of the Gaussians; static.
+      generous: the capacity is far more than will be needed (see `binning`); static.
     """
     # The barriers keep XLA from computing projection and colours anew for every pair, inside the
     # gathers of the next stages (an eighth of the time of forward + backward on CPU).
@@ -87,7 +89,7 @@ def render_within(
         rows += [normals_towards_camera(gaussians, camera)]
     table = jax.lax.optimization_barrier(jnp.concatenate(rows).T)
     bands = 1 if mesh is None else mesh.size
-    draw = partial(_draw_band, (camera.width, camera.height), capacity, bands)
+    draw = partial(_draw_band, (camera.width, camera.height), capacity, bands, generous)
     if mesh is not None:
         whole, split = PartitionSpec(), PartitionSpec(_BAND)
         draw = jax.shard_map(
@@ -114,12 +116,13 @@ def _draw_band(
     size: tuple[int, int],
     capacity: int,
     bands: int,
+    generous: bool,
     projected: Projected,
     table: jax.Array,
     band: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Band [1] of an image of `size` → tiles [1, T, C, 64] and [1, T, 64], pairs needed [1]."""
-    lists = bin_gaussians(projected, *size, capacity, band[0], bands)
+    lists = bin_gaussians(projected, *size, capacity, band[0], bands, generous)
     outputs, transmittance = rasterize(table, lists, band[0], tile_grid(*size)[0], bands)
     return outputs[None], transmittance[None], lists.pair_count[None]
 

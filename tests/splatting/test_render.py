@@ -215,6 +215,20 @@ def test_lists_are_in_depth_order_also_when_tile_and_rank_need_two_keys():
         assert (np.diff(depth[start : start + length]) >= 0).all()
 
 
+@pytest.mark.parametrize("spare", [1.0, 1.3, 1.7, 2.2, 5.0])
+def test_lists_are_the_same_however_generous_the_capacity(spare):
+    projected = jax.jit(project_gaussians)(random_scene(3), CAMERA)
+    build = jax.jit(binning.bin_gaussians, static_argnums=(1, 2, 3, 4, 5, 6))
+    tight = build(projected, WIDTH, HEIGHT, CAPACITY, 0, 1, False)
+    capacity = int(spare * int(tight.pair_count))
+    lists = build(projected, WIDTH, HEIGHT, capacity, 0, 1, True)
+    assert lists.gaussian.shape == (capacity,)
+    used = int(tight.length.sum())
+    np.testing.assert_array_equal(lists.gaussian[:used], tight.gaussian[:used])
+    for name in ("start", "length", "pair_count"):
+        np.testing.assert_array_equal(getattr(lists, name), getattr(tight, name))
+
+
 @pytest.mark.parametrize("twins", [1, 3, 40])
 def test_depth_ranks_are_those_of_a_stable_sort(twins):
     rng = np.random.default_rng(twins)
