@@ -46,8 +46,9 @@ from see3d_jax.pipelines.reconstruct import reconstruct
 from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.fit import FitConfig, TrainingViews, fit
 from see3d_jax.splatting.gaussians import SH_C0, Gaussians
+from see3d_jax.splatting.processor import COMPILER_OPTIONS, host_mesh, use_all_cores
 from see3d_jax.splatting.projection import project_gaussians
-from see3d_jax.splatting.render import enough_capacity, host_mesh, render, render_within
+from see3d_jax.splatting.render import enough_capacity, render, render_within
 
 NUMBERS, SIDES, REPEATS, FIT_STEPS, TRAINING_STEPS = (10_000, 50_000), (256, 512), 7, 12, 300
 SCALING_NUMBERS = (1_000, 5_000, 10_000, 50_000, 100_000, 500_000)  # at each of SIDES
@@ -67,30 +68,29 @@ Examples:
 @click.option("--colmap", type=click.Path(path_type=Path), help="COLMAP folder for a whole fit.")
 @click.option("--opensplat", type=click.Path(path_type=Path), help="OpenSplat's program.")
 @click.option("--scaling", type=click.Path(path_type=Path), help="Plot of time against size.")
-@click.option("--devices", type=int, default=1, show_default=True, help="Split the processor.")
+@click.option("--devices", type=int, help="Split the processor; by default one per core.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the numbers.")
 def app(
     points: Path | None,
     colmap: Path | None,
     opensplat: Path | None,
     scaling: Path | None,
-    devices: int,
+    devices: int | None,
     output: Path | None,
 ) -> None:
     """Prints times and ratios."""
     if opensplat is not None and colmap is None:
         raise InputError("--opensplat needs --colmap: both train on the same folder")
-    if devices < 1:
+    if devices is not None and devices < 1:
         raise InputError(f"--devices must be at least 1, got {devices}")
-    if devices > 1:  # possible only before JAX has started
-        jax.config.update("jax_num_cpu_devices", devices)
+    use_all_cores(devices)
     if scaling is not None:
         measured = measure_scaling(points)
         plot_scaling(measured, scaling)
         if output is not None:
             write_json(output, measured)
         return
-    numbers: dict[str, Any] = {"devices": devices, "torch_note": _missing()}
+    numbers: dict[str, Any] = {"devices": jax.device_count(), "torch_note": _missing()}
     for count in NUMBERS:
         for side in SIDES:
             scene, camera = load_scene(points, count, side)
@@ -174,12 +174,16 @@ def programs(scene: Gaussians, camera: Camera) -> tuple[Callable, Callable, jax.
         return render_within(scene, camera, capacity, mesh=mesh).rgb
 
     # The weights are an argument: XLA would spend seconds on folding such a large constant.
-    @jax.jit
+    @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     @jax.value_and_grad
     def both(scene: Gaussians, weights: jax.Array) -> jax.Array:
         return (forward(scene) * weights).sum()
 
-    return jax.jit(forward), partial(both, weights=weights), weights
+    return (
+        jax.jit(forward, compiler_options=COMPILER_OPTIONS),
+        partial(both, weights=weights),
+        weights,
+    )
 
 
 def _finish(program: Callable, scene: Gaussians) -> Any:
@@ -310,6 +314,7 @@ def training(colmap: Path, opensplat: Path | None) -> dict[str, Any]:
         metrics = reconstruct(
             colmap, Path(folder) / "ours", steps=TRAINING_STEPS, max_size=10_000,
             num_gaussians=len(scene.points[0]), sh_degree=3, orbit_frames=1, progress=False,
+            mesh=host_mesh(),
         )  # fmt: skip
         numbers = {
             "training_seconds": time.perf_counter() - began, "training_psnr": metrics["psnr"],

@@ -318,10 +318,14 @@ def reconstruct(source: Path, output: Path, **options: object) -> None:
     """
     from see3d_jax.pipelines.reconstruct import reconstruct as run
     from see3d_jax.splatting.fit_step import FitConfig
+    from see3d_jax.splatting.processor import host_mesh, use_all_cores
 
+    use_all_cores()
     config = FitConfig(**{name: options.pop(name) for name in _IN_CONFIG})
     given = {name: value for name, value in options.items() if value is not None}
-    metrics = run(source, output, config=config, progress=shows_progress(), **given)
+    metrics = run(
+        source, output, config=config, progress=shows_progress(), mesh=host_mesh(), **given
+    )
     finish(
         f"wrote {output}: held-out PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}; "
         f"look at it with `see3d view {output}`",

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from see3d_jax.errors import InputError
 from see3d_jax.evaluation.lpips import load_lpips
@@ -76,6 +77,7 @@ def reconstruct(
     generated_weight: float = 0.3,
     config: FitConfig | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Fits a Gaussian scene to a folder of posed views and writes the files described above.
 
@@ -87,7 +89,7 @@ def reconstruct(
       num_gaussians: how many Gaussians the scene may grow to.
       max_size: longest image side in pixels; larger images are downsized.
       sh_degree: 0–3, how much colour may change with the viewing direction.
-      seed: same seed, same point_cloud.ply, byte for byte.
+      seed: same seed, same point_cloud.ply, byte for byte (on as many devices).
       orbit_frames: frames of orbit.mp4 one way; it plays forth and back.
       refine_poses: correct the cameras first, by what the photos have in common
         (`refine_cameras`; held-out photos find only their own camera).
@@ -97,6 +99,7 @@ def reconstruct(
         `refine_poses` the training cameras move during the fit as well, and the held-out cameras
         follow the world as it drifts.
       progress: show a progress bar, where stderr is a terminal.
+      mesh: from `splatting.processor.host_mesh`: fit on all of its devices.
 
     A fit that is killed leaves OUTPUT_partial.npz; the same call goes on there, and ends with the
     same bytes. Returns the content of metrics.json. Raises InputError for unusable input, before
@@ -142,6 +145,7 @@ def reconstruct(
         near=near,
         content_from=nearest,
         progress=progress,
+        mesh=mesh,
         state_file=state_file,
     )
     if config.refine_poses:

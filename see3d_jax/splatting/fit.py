@@ -11,7 +11,6 @@ bits on the same number of devices, also when a fit was killed and went on (`res
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import sys
 import time
@@ -34,14 +33,13 @@ from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.exposure import applied
 from see3d_jax.splatting.fit_step import FitConfig, Photos, State, fit_step, grow, initial_state
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
+from see3d_jax.splatting.processor import keep_memory
 from see3d_jax.splatting.projection import project_gaussians
 from see3d_jax.splatting.render import enough_capacity
 
 Tree = TypeVar("Tree")
 # Steps between two files to go on from.
 SAVE_EVERY = 200
-# Of glibc's mallopt, from its malloc.h.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +140,7 @@ def fit(
       content_from: distance from the cameras at which the content begins, as far as is known, in
         scene units; what hangs before it stays small (`fit_step.NEAR_SPREAD`).
       progress: show a bar with PSNR and time left, where stderr is a terminal.
-      mesh: from `render.host_mesh`: draws a band of the image on each of its devices.
+      mesh: from `processor.host_mesh`: draws a band of the image on each of its devices.
       on_step: called after every step, e.g. to record a time lapse.
       state_file: kept up to date every `SAVE_EVERY` steps; a fit that finds the file of its own
         earlier run there goes on with it. The caller removes it when the result is safe.
@@ -150,7 +148,7 @@ def fit(
     Raises InputError when LPIPS is asked for and cannot be had, WorkError when the fit diverges.
     """
     started = time.perf_counter()
-    _keep_memory()
+    keep_memory()
     config = config or FitConfig()
     # A program of its own, compiled when the fit gets there: a branch in one program took as long
     # as LPIPS itself.
@@ -223,20 +221,6 @@ def fit(
         cameras=state.posed(photos.cameras),
         exposures=None if state.exposures is None else np.asarray(applied(state.exposures)),
     )
-
-
-def _keep_memory() -> None:
-    """Has glibc keep what is freed: every step asks for the same memory again.
-
-    Its pages, tens of MB, went back to the system after each step and were cleared anew, which took
-    an eighth of the time. Elsewhere than on Linux with glibc nothing changes.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
-    except (AttributeError, OSError, TypeError):  # no such function; no such library
-        return
 
 
 def _on_devices(

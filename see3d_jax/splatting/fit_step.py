@@ -21,6 +21,7 @@ from see3d_jax.splatting import exposure, losses
 from see3d_jax.splatting.densify import Crowding, clone_and_split, relocate
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
 from see3d_jax.splatting.poses import alignment_step, moved
+from see3d_jax.splatting.processor import COMPILER_OPTIONS
 from see3d_jax.splatting.render import Rendering, render_within
 
 # Cameras rest for this share of a fit, until there is a scene to align them with.
@@ -169,7 +170,7 @@ def initial_state(gaussians: Gaussians, config: FitConfig, cameras: Camera) -> S
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=COMPILER_OPTIONS)
 def fit_step(
     config: FitConfig,
     capacity: int,
@@ -195,7 +196,7 @@ def fit_step(
             shown = _thinned(gaussians, rate, jax.random.fold_in(key, 1))
         picture = render_within(shown, camera, capacity, near=photos.near, mesh=mesh, generous=True)
         image = picture.rgb if own is None else exposure.exposed(picture.rgb, own)
-        loss = losses.photometric_loss(image, truth, weight, config.ssim_weight)
+        loss = losses.photometric_loss(image, truth, weight, config.ssim_weight, mesh)
         if weight is not None:  # a view that is trusted less as a whole pulls less
             loss *= weight.sum() / jnp.maximum((weight > 0).sum(), 1)
         if config.lpips_weight:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-from see3d_jax.evaluation.metrics import ssim
+from see3d_jax.evaluation.metrics import WINDOW, ssim, ssim_map
+from see3d_jax.splatting.processor import BAND
 from see3d_jax.splatting.render import Rendering
 
 # Pixels that the scene covers less than this have no depth to compare.
@@ -22,9 +24,13 @@ _COLOUR_STEP = 0.1
 
 
 def photometric_loss(
-    image: jax.Array, truth: jax.Array, weight: jax.Array | None, ssim_weight: float
+    image: jax.Array,
+    truth: jax.Array,
+    weight: jax.Array | None,
+    ssim_weight: float,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
-    """(1 − λ)·L1 + λ·(1 − SSIM), weighted or not."""
+    """(1 − λ)·L1 + λ·(1 − SSIM), weighted or not; SSIM on all devices of `mesh`."""
     error = jnp.abs(image - truth)
     if weight is None:
         absolute = error.mean()
@@ -32,7 +38,41 @@ def photometric_loss(
         absolute = (error.mean(-1) * weight).sum() / (weight.sum() + 1e-6)
     if ssim_weight == 0.0:
         return absolute
-    return (1 - ssim_weight) * absolute + ssim_weight * (1.0 - ssim(image, truth, weight))
+    if mesh is None:
+        similarity = ssim(image, truth, weight)
+    else:
+        similarity = _ssim_on(mesh, image, truth, weight)
+    return (1 - ssim_weight) * absolute + ssim_weight * (1.0 - similarity)
+
+
+def _ssim_on(mesh: Mesh, image: jax.Array, truth: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """`ssim`, of which each device computes the windows around some of the rows.
+
+    Every device has the whole images: left to itself, XLA would exchange the rows that windows
+    share, which takes longer than SSIM.
+    """
+    border = WINDOW // 2
+    height, width = image.shape[0] - 2 * border, image.shape[1] - 2 * border
+    counts = jnp.ones((height, 1))
+    if weight is not None:
+        counts = weight[border:-border, border:-border]
+    rows = -(-height // mesh.size)
+
+    def part(image: jax.Array, truth: jax.Array, counts: jax.Array, band: jax.Array) -> jax.Array:
+        first = band[0] * rows
+        start = jnp.minimum(first, height - rows)
+        image, truth = (
+            jax.lax.dynamic_slice_in_dim(i, start, rows + 2 * border) for i in (image, truth)
+        )
+        counts = jax.lax.dynamic_slice_in_dim(counts, start, rows)
+        own = (start + jnp.arange(rows) >= first)[:, None]  # not those of the band before
+        return (ssim_map(image, truth) * (own * counts)[..., None]).sum()[None]
+
+    whole, split = PartitionSpec(), PartitionSpec(BAND)
+    sums = jax.shard_map(
+        part, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=split, check_vma=False
+    )(image, truth, counts, jnp.arange(mesh.size, dtype=jnp.int32))
+    return sums.sum() / (jnp.broadcast_to(counts, (height, width)).sum() * image.shape[-1])
 
 
 def depth_loss(

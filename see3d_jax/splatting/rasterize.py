@@ -24,8 +24,8 @@ from see3d_jax.splatting.projection import MIN_ALPHA
 MAX_ALPHA = 0.99
 # A pixel is finished when less than this share of the light behind could still arrive.
 MIN_TRANSMITTANCE = 1e-6
-BLOCK = 32  # tiles per block
-SEGMENT = 16  # Gaussians per tile between two checks for the end
+BLOCK = 64  # tiles per block
+SEGMENT = 8  # Gaussians per tile between two checks for the end
 PIXELS = TILE * TILE
 LANES = 32  # pixels per vector while summing over pixels
 SHAPE_COLUMNS = 6  # mean x, y; l11, l21, l22; opacity. The features follow.

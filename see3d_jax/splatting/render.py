@@ -4,9 +4,7 @@
 fixed, and the caller must check `pair_count`. `render` is for everyone else: it starts small and
 raises the capacity until everything fits, so that no Gaussian is ever dropped.
 
-Where the processor is split into several JAX devices (`jax_num_cpu_devices`), `host_mesh` makes a
-mesh of them, and each draws a band of the image. Off unless a mesh is given: on two busy cores the
-gain was not beyond the noise.
+With a mesh of several devices (`processor.host_mesh`) each draws a band of the image.
 """
 
 from __future__ import annotations
@@ -17,19 +15,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting.binning import TILE, band_rows, bin_gaussians, tile_grid
 from see3d_jax.splatting.gaussians import Gaussians
+from see3d_jax.splatting.processor import BAND, COMPILER_OPTIONS
 from see3d_jax.splatting.projection import (
     Projected,
     normals_towards_camera,
     project_gaussians,
 )
 from see3d_jax.splatting.rasterize import rasterize
-
-_BAND = "band"
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +70,7 @@ def render_within(
       capacity: static size of the pair list.
       background: [3] RGB or a grey value, seen where alpha < 1.
       near: Gaussians whose centre is nearer than this (scene units, planar z) are not drawn.
-      mesh: from `host_mesh`: one band of the image per device, `capacity` pairs for each.
+      mesh: from `processor.host_mesh`: one band of the image per device, `capacity` pairs for each.
       antialiased: small Gaussians keep their light (see `projection`); static.
       with_normals: draw `normals` too, from the shortest axes of the Gaussians; static.
       generous: the capacity is far more than will be needed (see `binning`); static.
@@ -91,7 +88,7 @@ def render_within(
     bands = 1 if mesh is None else mesh.size
     draw = partial(_draw_band, (camera.width, camera.height), capacity, bands, generous)
     if mesh is not None:
-        whole, split = PartitionSpec(), PartitionSpec(_BAND)
+        whole, split = PartitionSpec(), PartitionSpec(BAND)
         draw = jax.shard_map(
             draw, mesh=mesh, in_specs=(whole, whole, split), out_specs=split, check_vma=False
         )
@@ -134,15 +131,11 @@ def _assemble(tiles: jax.Array, width: int, height: int) -> jax.Array:
     return image.reshape(rows * bands * TILE, across * TILE, -1)[:height, :width]
 
 
-def host_mesh() -> Mesh | None:
-    """The processor's devices as a mesh for `render_within`; None with one, or an accelerator."""
-    devices = jax.local_devices()
-    if devices[0].platform != "cpu" or len(devices) == 1 or jax.process_count() > 1:
-        return None
-    return jax.make_mesh((len(devices),), (_BAND,), (AxisType.Auto,), devices=devices)
-
-
-_render_jit = jax.jit(render_within, static_argnames=("capacity", "antialiased", "with_normals"))
+_render_jit = jax.jit(
+    render_within,
+    static_argnames=("capacity", "antialiased", "with_normals"),
+    compiler_options=COMPILER_OPTIONS,
+)
 
 
 def render(

@@ -243,7 +243,8 @@ def test_depth_ranks_are_those_of_a_stable_sort(twins):
 
 BANDS = """
 import jax, jax.numpy as jnp, numpy as np
-from see3d_jax.splatting.render import host_mesh, render_within
+from see3d_jax.splatting.processor import host_mesh
+from see3d_jax.splatting.render import render_within
 from tests.splatting import test_render as t
 
 jax.config.update("jax_num_cpu_devices", 3)
@@ -267,7 +268,36 @@ for kind in ("", "huge"):
 """
 
 
-def test_bands_on_several_devices_give_the_same_picture_and_gradients():
+FIT = """
+import jax, jax.numpy as jnp, numpy as np
+from see3d_jax.splatting import losses
+from see3d_jax.splatting.processor import host_mesh, use_all_cores
+from tests.splatting import test_fit_terms as t
+
+use_all_cores(3)
+mesh = host_mesh()
+assert mesh.size == 3
+rng = np.random.default_rng(0)
+for height in (11, 12, 32, 37):  # windows: 1, 2, 22, 27
+    image, truth = jnp.asarray(rng.uniform(size=(2, height, 20, 3)), jnp.float32)
+    for weight in (None, jnp.asarray(rng.uniform(size=(height, 20)), jnp.float32)):
+        one, three = (
+            jax.jit(jax.value_and_grad(lambda i: losses.photometric_loss(i, truth, weight, 0.2, m)))
+            (image) for m in (None, mesh)
+        )
+        for a, b in zip(one, three, strict=True):
+            assert np.abs(a - b).max() <= 1e-6 * max(1.0, np.abs(a).max()), (height, weight is None)
+# Without growth, for a Gaussian may be moved elsewhere for a rounding error.
+config = t.FitConfig(steps=5, dropout=0.0, relocate_until=0.0)
+one, three = (
+    t.fit(t.views(), t.wall(250, 0.3), 3.0, config, progress=False, mesh=m) for m in (None, mesh)
+)
+np.testing.assert_allclose(one.losses, three.losses, rtol=1e-3)
+"""
+
+
+@pytest.mark.parametrize("program", [BANDS, FIT], ids=["bands", "fit"])
+def test_several_devices_give_the_same_pictures_gradients_and_fits(program):
     """In a process of its own: devices can only be split before JAX starts."""
     root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", BANDS], check=True, cwd=root, timeout=300)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root, timeout=300)
