@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from see3d_jax.errors import InputError
-from see3d_jax.geometry.cameras import Camera, project, stack
+from see3d_jax.geometry.cameras import Camera, stack
 from see3d_jax.geometry.multiview import choose_sources, stereo_depth
 from see3d_jax.pipelines.depth_model import DepthModel
 from see3d_jax.pipelines.inputs import Scene, load_depth
@@ -135,8 +135,9 @@ def point_depths(scene: Scene, index: int) -> tuple[np.ndarray, np.ndarray]:
     if scene.observations is None or scene.points is None:
         return np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
     pixels, points = scene.observations[index]
-    _, depths = project(scene.cameras[index], scene.points[0][points])
-    depths = np.asarray(depths)
+    # In NumPy: XLA would compile anew for every frame's number of points.
+    forward = np.asarray(scene.cameras[index].world_to_camera, np.float64)[2]
+    depths = (scene.points[0][points] @ forward[:3] + forward[3]).astype(np.float32)
     return pixels[depths > 0], depths[depths > 0]
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
 from see3d_jax.splatting.formats import write_ply
 from see3d_jax.splatting.gaussians import Gaussians, from_points, occupied
 from see3d_jax.splatting.poses import carried_along
-from see3d_jax.splatting.render import render
+from see3d_jax.splatting.render import enough_capacity, render
 
 COMMAND = "see3d reconstruct"  # in metrics.json: how a folder is known to be ours
 MIN_IMAGE_SIZE = 32  # pixels; SSIM needs 11, and less than this is no photo
@@ -155,8 +156,11 @@ def reconstruct(
         held_out = carried_along(held_out, before, after).astype(np.float32)
         train, test = _with_poses(train, after), _with_poses(test, held_out)
     scene_of_gaussians = result.gaussians
-    test_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in test]
-    train_renders = [_render_view(scene_of_gaussians, view.camera, canvas, near) for view in train]
+    # Room that all views have in one compiled program; `render` makes more where a flight needs it.
+    room = enough_capacity(result.pair_capacity * (1 if mesh is None else mesh.size))
+    draw = partial(_render_view, scene_of_gaussians, canvas=canvas, near=near, capacity=room)
+    test_renders = [draw(view.camera) for view in test]
+    train_renders = [draw(view.camera) for view in train]
     brightness = None
     if result.exposures is not None:  # held-out views have none
         brightness = round(float(spread(result.exposures)), 4)
@@ -193,7 +197,7 @@ def reconstruct(
         "per_view": _per_view(test, test_renders),
     }
     flight = camera_path([view.camera for view in train], orbit_frames)
-    frames = [to_uint8(_render_view(scene_of_gaussians, c, canvas, near)) for c in flight]
+    frames = [to_uint8(draw(camera)) for camera in flight]
     metrics["seconds"] = round(time.perf_counter() - started, 2)
     _write(output, result, metrics, train, test, test_renders, frames)
     state_file.unlink(missing_ok=True)
@@ -438,10 +442,10 @@ def _with_poses(views: list[_View], poses: np.ndarray) -> list[_View]:
 
 
 def _render_view(
-    gaussians: Gaussians, camera: Camera, canvas: tuple[int, int], near: float
+    gaussians: Gaussians, camera: Camera, canvas: tuple[int, int], near: float, capacity: int
 ) -> np.ndarray:
     """[H, W, 3] float32 in [0, 1]."""
-    picture = render(gaussians, camera.window(0, 0, *canvas), near=near, capacity=1 << 17).rgb
+    picture = render(gaussians, camera.window(0, 0, *canvas), near=near, capacity=capacity).rgb
     return np.clip(np.asarray(picture)[: camera.height, : camera.width], 0.0, 1.0)
 
 
