@@ -32,6 +32,7 @@ VARIANTS = {
     "lpips 0.03": FitConfig(lpips_weight=0.03),
     "no exposure": FitConfig(exposure=False),
     "no dropout": FitConfig(dropout=0.0),
+    "no points": FitConfig(points_weight=0.0),
     "smooth 0.01": FitConfig(smooth_weight=0.01),
     "classic densification": FitConfig(densify="classic"),
     "depth 0.05": FitConfig(depth_weight=0.05),
@@ -41,7 +42,7 @@ METRICS = {"psnr": 2, "ssim": 3, "lpips": 4}  # digits after the point
 
 @click.command()
 @click.option("--scene", "scenes", multiple=True, required=True, type=click.Path(path_type=Path),
-              help="Posed photos; depth is tried where the scene has depth maps.")  # fmt: skip
+              help="Posed photos; depth and points are tried where they are known.")  # fmt: skip
 @click.option("--steps", default=1000, show_default=True)
 @click.option("--gaussians", default=8000, show_default=True)
 @click.option("--max-size", default=192, show_default=True, help="Longest side, pixels.")
@@ -63,6 +64,8 @@ def app(
             if only and name not in (PLAIN, *only):
                 continue
             if VARIANTS[name].depth_weight and scene.depth_paths is None:
+                continue
+            if not VARIANTS[name].points_weight and scene.observations is None:
                 continue
             rows = table.setdefault(name, [])
             for seed in range(len(rows), seeds):

@@ -40,6 +40,7 @@ from see3d_jax.pipelines.sfm import beside, open_scene
 from see3d_jax.splatting import seeds
 from see3d_jax.splatting.exposure import exposed, spread
 from see3d_jax.splatting.fit import FitConfig, FitResult, TrainingViews, fit
+from see3d_jax.splatting.fit_step import fewness
 from see3d_jax.splatting.formats import write_ply
 from see3d_jax.splatting.gaussians import Gaussians, from_points, occupied
 from see3d_jax.splatting.poses import carried_along
@@ -118,7 +119,7 @@ def reconstruct(
     train = _trusted(scene, train_indices, train, generated_weight)
     if config.depth_weight:
         train = _with_depth(scene, train_indices, train, max_size)
-    if config.points_weight and not config.refine_poses:
+    if config.points_weight * fewness(len(train)) and not config.refine_poses:
         train = _with_points(scene, train_indices, train)
     test = _load_views(scene, test_indices, max_size)
     refined = None

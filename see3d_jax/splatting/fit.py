@@ -31,7 +31,15 @@ from see3d_jax.geometry.cameras import Camera
 from see3d_jax.splatting import resume
 from see3d_jax.splatting.binning import count_pairs
 from see3d_jax.splatting.exposure import applied
-from see3d_jax.splatting.fit_step import FitConfig, Photos, State, fit_step, grow, initial_state
+from see3d_jax.splatting.fit_step import (
+    FitConfig,
+    Photos,
+    State,
+    fewness,
+    fit_step,
+    grow,
+    initial_state,
+)
 from see3d_jax.splatting.gaussians import EMPTY_LOGIT, Gaussians
 from see3d_jax.splatting.processor import keep_memory
 from see3d_jax.splatting.projection import project_gaussians
@@ -244,7 +252,7 @@ def _on_devices(
         views.images,
         views.weights,
         views.depths if config.depth_weight else None,
-        views.points if config.points_weight else None,
+        views.points if config.points_weight * fewness(len(views.images)) else None,
         Camera(
             jnp.asarray(cameras.intrinsics, jnp.float32),
             jnp.asarray(cameras.world_to_camera, jnp.float32),

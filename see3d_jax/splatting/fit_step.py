@@ -34,7 +34,7 @@ EXPOSURES_START = 0.2
 NEAR_SPREAD = 0.1
 # From where the content begins on, the limit rises with this power of the distance.
 FREE_BEYOND = 8
-# Views up to which Gaussians are dropped at the full rate, and from which on none are.
+# Views up to which what helps where they are few is done in full, and from which on not at all.
 FEW_VIEWS, MANY_VIEWS = 12, 24
 # Share of a fit after which none are dropped: the scene becomes as sharp as it will be drawn.
 DROPOUT_UNTIL = 0.85
@@ -58,7 +58,8 @@ class FitConfig:
       lpips_from: share of the fit before which LPIPS is left out: its gradient is steeper and
         noisier than the other terms', which holds up a scene that has not found its place yet.
       points_weight: of the depth of sparse points in the photos that saw them, as
-        `losses.point_loss`.
+        `losses.point_loss`, where views are few (all of it up to `FEW_VIEWS`, nothing from
+        `MANY_VIEWS` on): many photos know better.
       depth_weight: of the depth that is known, as `losses.depth_loss`; `depth_free_scale` where it
         has no scale.
       smooth_weight: of neighbouring normals, as `losses.smoothness_loss`.
@@ -70,9 +71,9 @@ class FitConfig:
       full_at: share of the fit at which all slots may be in use; until then their number rises
         evenly.
       exposure: let photos have a gain and an offset each, should theirs differ (`exposure`).
-      dropout: share of the Gaussians that a step leaves out, at random, where views are few (all of
-        it up to `FEW_VIEWS`, nothing from `MANY_VIEWS` on, or with `refine_poses`): none can then
-        hide what another shows wrongly (DropGaussian, Park et al. 2025; there the share rises).
+      dropout: share of the Gaussians that a step leaves out, at random, where views are few (as
+        `points_weight`, and never with `refine_poses`): none can then hide what another shows
+        wrongly (DropGaussian, Park et al. 2025; there the share rises).
       refine_poses: align the camera of a view with the scene each time it is shown, at first in
         small pictures (`ALIGNED_SIDES`). The world may drift as a whole: see `carried_along`.
     """
@@ -88,7 +89,7 @@ class FitConfig:
     ssim_weight: float = 0.2
     lpips_weight: float = 0.0
     lpips_from: float = 2 / 3
-    points_weight: float = 0.05
+    points_weight: float = 0.02
     depth_weight: float = 0.0
     depth_free_scale: bool = False
     smooth_weight: float = 0.0
@@ -187,7 +188,9 @@ def fit_step(
         weight = photos.weights[index].astype(jnp.float32) / 255.0
     camera = state.posed(photos.cameras)[index]
     own = None if state.exposures is None else exposure.applied(state.exposures)[index]
-    dropout = _dropout(config, len(photos.images))
+    few = fewness(len(photos.images))
+    # With gaps in the picture cameras would be misled.
+    dropout = 0.0 if config.refine_poses else config.dropout * few
 
     def loss_of(gaussians: Gaussians) -> tuple[jax.Array, tuple[Rendering, jax.Array]]:
         shown = gaussians
@@ -203,8 +206,10 @@ def fit_step(
             seen = lpips_of_crop(photos.network, image, truth, weight, key)
             loss += config.lpips_weight * seen
         if photos.points is not None:
-            loss += config.points_weight * losses.point_loss(
-                picture, photos.points[index], weight, photos.scene_size
+            loss += (
+                config.points_weight
+                * few
+                * losses.point_loss(picture, photos.points[index], weight, photos.scene_size)
             )
         if config.depth_weight and photos.depths is not None:
             loss += config.depth_weight * losses.depth_loss(
@@ -235,12 +240,9 @@ def fit_step(
     return after, loss, psnr(image, truth, weight), picture.pair_count
 
 
-def _dropout(config: FitConfig, views: int) -> float:
-    """Share of the Gaussians that a step leaves out, by the number of views."""
-    if config.refine_poses:  # a picture with gaps would mislead the cameras
-        return 0.0
-    share = (MANY_VIEWS - views) / (MANY_VIEWS - FEW_VIEWS)
-    return config.dropout * min(1.0, max(0.0, share))
+def fewness(views: int) -> float:
+    """1 where views are few, 0 where they are many."""
+    return min(1.0, max(0.0, (MANY_VIEWS - views) / (MANY_VIEWS - FEW_VIEWS)))
 
 
 def _thinned(gaussians: Gaussians, rate: jax.Array, key: jax.Array) -> Gaussians:
