@@ -285,7 +285,7 @@ Examples:
     help="In the last third also minimise LPIPS, e.g. 0.03: sharper (pip install '.[metrics]').",
 )  # fmt: skip
 @click.option(
-    "--points-weight", type=float, default=0.02, show_default=True, metavar="WEIGHT",
+    "--points-weight", type=float, default=0.05, show_default=True, metavar="WEIGHT",
     help="Also keep to the depths of sparse points in the photos that saw them (COLMAP); 0: not.",
 )  # fmt: skip
 @click.option(

@@ -89,7 +89,7 @@ class FitConfig:
     ssim_weight: float = 0.2
     lpips_weight: float = 0.0
     lpips_from: float = 2 / 3
-    points_weight: float = 0.02
+    points_weight: float = 0.05
     depth_weight: float = 0.0
     depth_free_scale: bool = False
     smooth_weight: float = 0.0
