@@ -19,6 +19,8 @@ from see3d_jax.splatting.render import Rendering
 _COVERED = 0.5
 # Disparity errors (scene sizes) well above this count by their logarithm: edges, wrong depth.
 _DISPARITY_ERROR = 0.05
+# Share of a sparse point's disparity that the scene may hang before it.
+_AT_POINT = 0.03
 # Colour difference to the next pixel at which smoothness counts 1/e.
 _COLOUR_STEP = 0.1
 
@@ -92,41 +94,56 @@ def depth_loss(
       free_scale: first bring the given disparity to the scene's by the scale and shift that fit
         best, as monocular depth has none (static).
     """
-    return _disparity_loss(picture.depth, picture.alpha, depth, weight, scene_size, free_scale)
+    shown, known, counts = _disparities(picture.depth, picture.alpha, depth, weight, scene_size)
+    if free_scale:
+        known = _fitted(known, jax.lax.stop_gradient(shown), counts)
+    return _robust_mean(shown - known, counts)
 
 
 def point_loss(
     picture: Rendering, points: jax.Array, weight: jax.Array | None, scene_size: jax.Array
 ) -> jax.Array:
-    """`depth_loss` at the pixels [K, 3] where the view saw a sparse point (DS-NeRF, Deng 2022).
+    """How far the scene hangs before sparse points that the view saw, as `depth_loss`.
 
-    Per point x, y in pixels and its planar z, 0 = none. A scene that few photos show leaves haze
-    before a wall unpunished, as no photo contradicts it; the points do.
+    Haze before a wall and leaves at a wrong depth contradict no photo where few look there; the
+    points do (DS-NeRF, Deng et al. 2022). What is behind a point, or before it by less than
+    `_AT_POINT`, is left to the photos: a pixel sees more than the point.
+
+    Args:
+      picture: what the scene shows.
+      points: [K, 3] x, y in pixels and planar z, 0 = none.
+      weight: of the pixels, or None.
+      scene_size: unit of the disparities.
     """
     columns, rows = points[:, :2].astype(jnp.int32).T
-    depth, alpha = picture.depth[rows, columns], picture.alpha[rows, columns]
     weight = None if weight is None else weight[rows, columns]
-    return _disparity_loss(depth, alpha, points[:, 2], weight, scene_size, False)
+    shown, known, counts = _disparities(
+        picture.depth[rows, columns], picture.alpha[rows, columns], points[:, 2], weight, scene_size
+    )
+    return _robust_mean(jnp.maximum(shown - (1.0 + _AT_POINT) * known, 0.0), counts)
 
 
-def _disparity_loss(
+def _disparities(
     summed: jax.Array,
     alpha: jax.Array,
     depth: jax.Array,
     weight: jax.Array | None,
     scene_size: jax.Array,
-    free_scale: bool,
-) -> jax.Array:
-    """`depth_loss` of pixels in any shape; `summed` is the rendered depth times alpha."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of pixels in any shape: shown and known disparity, and how much each counts.
+
+    `summed` is the rendered depth times alpha.
+    """
     counts = (depth > 0) * (alpha > _COVERED) * (1.0 if weight is None else weight)
     counts = jax.lax.stop_gradient(counts)
     known = jnp.where(depth > 0, scene_size / jnp.where(depth > 0, depth, 1.0), 0.0)
     z = jnp.where(counts > 0, summed / jnp.maximum(alpha, 1e-6), scene_size)
-    shown = scene_size / jnp.maximum(z, 1e-3 * scene_size)
-    if free_scale:
-        known = _fitted(known, jax.lax.stop_gradient(shown), counts)
-    error = jnp.log1p(((shown - known) / _DISPARITY_ERROR) ** 2)
-    return (error * counts).sum() / jnp.maximum(counts.sum(), 1e-6)
+    return scene_size / jnp.maximum(z, 1e-3 * scene_size), known, counts
+
+
+def _robust_mean(error: jax.Array, counts: jax.Array) -> jax.Array:
+    penalty = jnp.log1p((error / _DISPARITY_ERROR) ** 2)
+    return (penalty * counts).sum() / jnp.maximum(counts.sum(), 1e-6)
 
 
 def _fitted(values: jax.Array, target: jax.Array, counts: jax.Array) -> jax.Array:
