@@ -19,7 +19,7 @@ from see3d_jax.splatting.render import Rendering
 _COVERED = 0.5
 # Disparity errors (scene sizes) well above this count by their logarithm: edges, wrong depth.
 _DISPARITY_ERROR = 0.05
-# Share of a sparse point's disparity that the scene may hang before it.
+# Share of a sparse point's disparity by which the scene may miss it.
 _AT_POINT = 0.03
 # Colour difference to the next pixel at which smoothness counts 1/e.
 _COLOUR_STEP = 0.1
@@ -103,11 +103,11 @@ def depth_loss(
 def point_loss(
     picture: Rendering, points: jax.Array, weight: jax.Array | None, scene_size: jax.Array
 ) -> jax.Array:
-    """How far the scene hangs before sparse points that the view saw, as `depth_loss`.
+    """How far the scene is from sparse points that the view saw, as `depth_loss`.
 
     Haze before a wall and leaves at a wrong depth contradict no photo where few look there; the
-    points do (DS-NeRF, Deng et al. 2022). What is behind a point, or before it by less than
-    `_AT_POINT`, is left to the photos: a pixel sees more than the point.
+    points do (DS-NeRF, Deng et al. 2022). Within `_AT_POINT` of one the photos have their way: a
+    pixel sees more than the point.
 
     Args:
       picture: what the scene shows.
@@ -120,7 +120,7 @@ def point_loss(
     shown, known, counts = _disparities(
         picture.depth[rows, columns], picture.alpha[rows, columns], points[:, 2], weight, scene_size
     )
-    return _robust_mean(jnp.maximum(shown - (1.0 + _AT_POINT) * known, 0.0), counts)
+    return _robust_mean(jnp.maximum(jnp.abs(shown - known) - _AT_POINT * known, 0.0), counts)
 
 
 def _disparities(
