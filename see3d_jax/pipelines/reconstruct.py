@@ -119,16 +119,17 @@ def reconstruct(
     train = _trusted(scene, train_indices, train, generated_weight)
     if config.depth_weight:
         train = _with_depth(scene, train_indices, train, max_size)
-    if config.points_weight * fewness(len(train)) and not config.refine_poses:
-        train = _with_points(scene, train_indices, train)
     test = _load_views(scene, test_indices, max_size)
     refined = None
     if refine_poses:
         refined = _refined(scene, train_indices, test_indices, generated_weight)
         train = _with_poses(train, refined.poses[: len(train)])
-        if refined.moved:  # the scene's points were found with the cameras as they were given
-            train = [dataclasses.replace(view, points=None) for view in train]
         test = _with_poses(test, refined.poses[len(train) :])
+
+    # The scene's points were found with the cameras as they were given.
+    moving = config.refine_poses or (refined is not None and refined.moved)
+    if config.points_weight * fewness(len(train)) and not moving:
+        train = _with_points(scene, train_indices, train)
 
     generator = np.random.default_rng(seed)
     points, source = _starting_points(

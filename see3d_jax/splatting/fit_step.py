@@ -189,8 +189,7 @@ def fit_step(
     camera = state.posed(photos.cameras)[index]
     own = None if state.exposures is None else exposure.applied(state.exposures)[index]
     few = fewness(len(photos.images))
-    # With gaps in the picture cameras would be misled.
-    dropout = 0.0 if config.refine_poses else config.dropout * few
+    dropout = _dropout(config, len(photos.images))
 
     def loss_of(gaussians: Gaussians) -> tuple[jax.Array, tuple[Rendering, jax.Array]]:
         shown = gaussians
@@ -238,6 +237,13 @@ def fit_step(
     crowding = state.crowding.seen(state.gaussians, gradient.means, camera)
     after = dataclasses.replace(after, crowding=crowding)
     return after, loss, psnr(image, truth, weight), picture.pair_count
+
+
+def _dropout(config: FitConfig, views: int) -> float:
+    """Share of the Gaussians that a step leaves out, by the number of views."""
+    if config.refine_poses:  # a picture with gaps would mislead the cameras
+        return 0.0
+    return config.dropout * fewness(views)
 
 
 def fewness(views: int) -> float:

@@ -280,6 +280,16 @@ def test_a_step_without_some_gaussians_shows_as_much_on_average():
     np.testing.assert_array_equal(whole.opacity_logits, scene.opacity_logits)
 
 
+@pytest.mark.parametrize(
+    ("views", "refine_poses", "share"),
+    [(3, False, 0.2), (12, False, 0.2), (18, False, 0.1), (24, False, 0), (99, False, 0),
+     (3, True, 0)],
+)  # fmt: skip
+def test_gaussians_are_left_out_where_views_are_few(views, refine_poses, share):
+    config = FitConfig(dropout=0.2, refine_poses=refine_poses)
+    assert fit_step._dropout(config, views) == pytest.approx(share)
+
+
 def test_what_is_for_few_views_fades_with_their_number():
     shares = [fit_step.fewness(views) for views in (2, 12, 15, 18, 24, 99)]
     assert shares == pytest.approx([1, 1, 0.75, 0.5, 0, 0])
